@@ -1,0 +1,1 @@
+"""Everything that speaks Kafka: the only folder that imports a Kafka client."""

@@ -1,0 +1,203 @@
+"""What streamproc asks of a Kafka client, and no more.
+
+Three brokers stand behind it: Apache Kafka and the embedded broker through ``client.py``, and the in-memory stand-in of
+``streamproc.testing``. One contract suite runs over all three, tests/contract/test_broker_contract.py. Everything is
+asynchronous and belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self
+
+from streamproc.records import Record, TopicPartition
+
+Headers = Sequence[tuple[str, bytes | None]]
+Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
+OffsetReset = Literal["earliest", "latest"]
+Rebalanced = Callable[[set[TopicPartition]], Awaitable[None]]
+
+
+class Consumer(Protocol):
+    """A member of one consumer group. Offsets are committed only by ``commit``.
+
+    A rebalance takes all partitions from all members and hands them out anew, so ``on_revoked`` and ``on_assigned`` are
+    called with everything that the member had and has. They run in a task of the client's, beside whoever calls
+    ``getmany``; what they raise, the next ``getmany`` raises.
+    """
+
+    async def start(self, topics: Sequence[str], on_revoked: Rebalanced, on_assigned: Rebalanced) -> None:
+        """Connect and join; returns with the first assignment, ``on_assigned`` may then still be running.
+
+        ``on_revoked`` is awaited before partitions are given up, and may still commit; it is not called by ``stop``.
+
+        Raises:
+            TopicMissingError: at once, for all topics that do not exist.
+            BrokerError: the cluster cannot be reached or does not let us in.
+        """
+
+    async def stop(self) -> None:
+        """Leave the group (a static member stays) and close the connections. Commits nothing by itself."""
+
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
+        """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``.
+
+        Never waits longer, also while the group rebalances. Returns nothing of a partition from the call of
+        ``on_revoked`` on until ``on_assigned`` has returned. Calling it keeps the membership alive, whatever is paused.
+
+        Raises:
+            BrokerError: reading or the membership failed in the background, and does not mend itself.
+        """
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Return no more of these until ``resume``, without losing what was fetched; revocation forgets it."""
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Fetch these again."""
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit the next offset to read of each partition; all of them or none.
+
+        Raises:
+            CommitRejectedError: the group has rebalanced since, or is about to and ``on_revoked`` has returned.
+            BrokerError: the broker did not take it for another reason.
+        """
+
+    def position(self, partition: TopicPartition) -> int | None:
+        """The next offset to fetch of an assigned partition, past what is no record (transaction markers)."""
+
+    def highwater(self, partition: TopicPartition) -> int | None:
+        """The log end of an assigned partition as of its last fetch, or None where nothing was fetched yet."""
+
+    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The log end of each partition, asked now."""
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        """The group's committed offset of an assigned partition."""
+
+
+class BatchBuilder(Protocol):
+    """A producer batch under construction, for one partition."""
+
+    def append(
+        self, *, timestamp: int | None, key: bytes | None, value: bytes | memoryview | None, headers: Headers
+    ) -> object | None:
+        """Add a record; None when it does not fit any more, and the batch takes no further ones."""
+
+    def record_count(self) -> int:
+        """How many records it holds."""
+
+
+class Producer(Protocol):
+    """Writes whole batches to partitions; batches for one partition arrive in the order of their submission."""
+
+    async def start(self) -> None:
+        """Connect."""
+
+    async def stop(self) -> None:
+        """Flush what was submitted and close the connections; what cannot be written in time fails."""
+
+    def create_batch(self, max_bytes: int | None = None) -> BatchBuilder:
+        """An empty batch of at most ``max_bytes``, or of the producer's own limit; a first record always fits."""
+
+    async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+        """Queue a batch, waiting for a place; the future resolves when the broker acknowledged it.
+
+        A batch that the broker refuses does not disturb the ones after it. From the future come RecordTooLargeError,
+        when the topic's limit refuses the batch, and BrokerError otherwise.
+
+        Raises:
+            TopicMissingError: there is no such topic.
+            BrokerError: there is no such partition, or the producer can write nothing any more.
+        """
+
+    async def partition_count(self, topic: str) -> int:
+        """How many partitions the topic has. Raises TopicMissingError."""
+
+    async def max_message_bytes(self, topic: str) -> int | None:
+        """The size of the largest batch that the topic takes, or None where the broker does not say."""
+
+
+class Connections(Protocol):
+    """Makes the clients of a processor: one consumer and one producer per task."""
+
+    async def probe(self) -> None:
+        """Reach the cluster once. Raises the BrokerError that says why it cannot be used."""
+
+    def consumer(self, *, group_id: str, client_id: str, auto_offset_reset: OffsetReset) -> Consumer:
+        """A member-to-be of a consumer group; it connects when it is started."""
+
+    def producer(self, *, client_id: str, compression: Compression) -> Producer:
+        """A producer; it connects when it is started."""
+
+    def partition_of_key(self, key: bytes, partitions: int) -> int:
+        """The partition that Kafka's own clients choose for a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """A topic as the cluster has it."""
+
+    partitions: int
+    replication: int
+    internal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewTopic:
+    """A topic to create; a replication of -1 is the cluster's default."""
+
+    name: str
+    partitions: int
+    replication: int = -1
+    configs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigEntry:
+    """One configuration of a topic; ``own`` when the topic sets it itself, rather than inheriting a default."""
+
+    value: str | None
+    own: bool
+
+
+class Admin(Protocol):
+    """Looks at and changes a cluster; an asynchronous context manager. Every method may raise BrokerError."""
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    async def topics(self) -> Mapping[str, TopicInfo]:
+        """All topics, Kafka's internal ones included and marked."""
+
+    async def create_topics(self, topics: Sequence[NewTopic]) -> None:
+        """Create topics, and return when clients can see them; existing ones are an error."""
+
+    async def delete_topics(self, names: Sequence[str]) -> None:
+        """Delete topics with all their records."""
+
+    async def describe_configs(self, topic: str) -> Mapping[str, ConfigEntry]:
+        """The configurations of a topic, inherited ones included. Raises TopicMissingError."""
+
+    async def set_configs(self, topic: str, changes: Mapping[str, str]) -> None:
+        """Change some configurations of a topic and leave the others alone."""
+
+    async def add_partitions(self, topic: str, total: int) -> None:
+        """Give a topic more partitions, ``total`` altogether."""
+
+    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The offset after the last record of each partition."""
+
+    async def begin_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The offset of the first record that each partition still has."""
+
+    async def offsets_for_times(self, times_ms: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int | None]:
+        """The first offset at or after a time; None where all records are older."""
+
+    async def committed(self, group_id: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The committed offsets of a group, without joining it; partitions without one are left out."""
+
+    async def max_message_bytes(self, topic: str) -> int | None:
+        """The largest batch in bytes that a topic takes; None where that is not known. Raises TopicMissingError."""

@@ -1,0 +1,287 @@
+"""Consumer and producer of the in-memory broker; see ``streamproc.testing``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from streamproc.broker.interface import BatchBuilder, Headers, OffsetReset, Rebalanced
+from streamproc.broker.memory_log import BATCH_OVERHEAD, MemoryRecord, size_of
+from streamproc.errors import BrokerError, CommitRejectedError, RecordTooLargeError
+from streamproc.records import Record, TopicPartition
+
+if TYPE_CHECKING:
+    from streamproc.broker.memory import MemoryBroker
+    from streamproc.broker.memory_group import MemoryGroup
+
+
+class MemoryConsumer:
+    """Implements ``interface.Consumer`` for a ``MemoryBroker``; made by its ``consumer()``."""
+
+    def __init__(self, broker: MemoryBroker, group: MemoryGroup, group_id: str, auto_offset_reset: OffsetReset) -> None:
+        self.topics: frozenset[str] = frozenset()
+        self.assigned: set[TopicPartition] = set()
+        self._broker = broker
+        self._group = group
+        self._group_id = group_id
+        self._auto_offset_reset = auto_offset_reset
+        self._on_revoked: Rebalanced | None = None
+        self._on_assigned: Rebalanced | None = None
+        self._generation = 0
+        self._positions: dict[TopicPartition, int] = {}
+        self._highwater: dict[TopicPartition, int] = {}
+        self._paused: set[TopicPartition] = set()
+        self._order: list[TopicPartition] = []
+        self._rebalancing = True
+        self._may_commit = False
+        self._expelled = False
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    async def start(self, topics: Sequence[str], on_revoked: Rebalanced, on_assigned: Rebalanced) -> None:
+        """Join the group; returns after ``on_assigned``."""
+        self._broker.maybe_fail("start")
+        self._broker.check_topics(topics)
+        self.topics = frozenset(topics)
+        self._on_revoked = on_revoked
+        self._on_assigned = on_assigned
+        await self._group.join(self)
+
+    async def stop(self) -> None:
+        """Leave the group; commits nothing, calls no callback."""
+        if not self._stopped:
+            self._stopped = True
+            self._may_commit = False
+            self._group.leave(self)
+            self._broker.changed()
+
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
+        """Records by partition, in offset order; the partition that was served first is served last next time."""
+        self._broker.maybe_fail("getmany")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_ms / 1000
+        # A broker in another process would answer later, so let the others on the loop run in any case.
+        await asyncio.sleep(0)
+        while True:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            if self._expelled:
+                self._rejoin()
+            found = {} if self._rebalancing or self._stopped else self._take(max_records)
+            remaining = deadline - loop.time()
+            if found or remaining <= 0 or self._stopped:
+                return found
+            await asyncio.wait([self._broker.next_change()], timeout=remaining)
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Return no more of these until ``resume``; revocation forgets it."""
+        self._paused.update(partitions)
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Return records of these again."""
+        self._paused.difference_update(partitions)
+        self._broker.changed()
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit the next offset to read of each partition; all of them or none."""
+        self._broker.maybe_fail("commit")
+        await asyncio.sleep(0)
+        current = self._may_commit and not self._expelled and self._generation == self._group.generation
+        if not current or not offsets.keys() <= self.assigned:
+            raise CommitRejectedError(
+                f"could not commit offsets of group {self._group_id}: the consumer group has rebalanced since, and "
+                f"another member may own the partitions; nothing is lost, the new owner reads these records again"
+            )
+        self._group.offsets.update({TopicPartition(*partition): offset for partition, offset in offsets.items()})
+        self._broker.changed()
+
+    def position(self, partition: TopicPartition) -> int | None:
+        """The next offset to fetch of an assigned partition."""
+        return self._positions.get(partition)
+
+    def highwater(self, partition: TopicPartition) -> int | None:
+        """The log end of an assigned partition as of the last ``getmany`` that looked at it."""
+        return self._highwater.get(partition)
+
+    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The log end of each partition."""
+        self._broker.maybe_fail("end_offsets")
+        return {partition: self._broker.log(partition).end for partition in partitions}
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        """The group's committed offset of a partition."""
+        self._broker.maybe_fail("committed")
+        return self._group.offsets.get(partition)
+
+    async def revoke(self) -> None:
+        """Called by the group: let go of everything."""
+        self._rebalancing = True
+        if self.assigned:
+            await self._call(self._on_revoked, set(self.assigned))
+        self._may_commit = False
+        self.assigned = set()
+        self._paused.clear()
+        self._positions.clear()
+        self._highwater.clear()
+
+    async def assign(self, partitions: set[TopicPartition], generation: int) -> None:
+        """Called by the group: take these from now on."""
+        self.assigned = partitions
+        self._generation = generation
+        self._positions = {partition: self._first_offset(partition) for partition in partitions}
+        self._order = sorted(partitions)
+        self._may_commit = not self._stopped
+        await self._call(self._on_assigned, set(partitions))
+        self._rebalancing = False
+        self._broker.changed()
+
+    def expel(self) -> None:
+        """Called by the broker: be out of the group without knowing it yet."""
+        self._expelled = True
+        self._group.leave(self)
+
+    def _rejoin(self) -> None:
+        self._expelled = False
+        self._rebalancing = True
+        self._may_commit = False
+        self._broker.background(self._revoke_and_join())
+
+    async def _revoke_and_join(self) -> None:
+        await self.revoke()
+        if not self._stopped:
+            await self._group.join(self)
+
+    async def _call(self, callback: Rebalanced | None, partitions: set[TopicPartition]) -> None:
+        if callback is None or self._stopped:
+            return
+        try:
+            await callback(partitions)
+        except Exception as error:  # noqa: BLE001 - it is raised again, in the task that reads
+            self._error = error
+            self._broker.changed()
+
+    def _first_offset(self, partition: TopicPartition) -> int:
+        log = self._broker.log(partition)
+        reset = log.begin if self._auto_offset_reset == "earliest" else log.end
+        offset = self._group.offsets.get(partition, reset)
+        return offset if log.begin <= offset <= log.end else reset
+
+    def _take(self, max_records: int) -> dict[TopicPartition, Sequence[Record]]:
+        found: dict[TopicPartition, Sequence[Record]] = {}
+        left = max_records
+        for partition in list(self._order):
+            if partition in self._paused:
+                continue
+            log = self._broker.log(partition)
+            self._highwater[partition] = log.end
+            if left and (records := log.read(self._positions[partition], left)):
+                found[partition] = records
+                left -= len(records)
+                self._positions[partition] = records[-1].offset + 1
+                self._order.remove(partition)
+                self._order.append(partition)
+        return found
+
+
+class MemoryBatch:
+    """A batch under construction, which takes records until it has the size of its limit."""
+
+    def __init__(self, max_bytes: int, now_ms: int) -> None:
+        self.size = BATCH_OVERHEAD
+        self.records: list[tuple[int, bytes | None, bytes | None, tuple[tuple[str, bytes | None], ...]]] = []
+        self._max_bytes = max_bytes
+        self._now_ms = now_ms
+        self._full = False
+
+    def append(
+        self, *, timestamp: int | None, key: bytes | None, value: bytes | memoryview | None, headers: Headers = ()
+    ) -> object | None:
+        """Add a record; None when it does not fit any more, and the batch takes no further ones."""
+        size = size_of(key, value, headers)
+        if self._full or (self.records and self.size + size > self._max_bytes):
+            self._full = True
+            return None
+        self.size += size
+        kept = None if value is None else bytes(value)
+        self.records.append((self._now_ms if timestamp is None else timestamp, key, kept, tuple(headers)))
+        return self.records[-1]
+
+    def record_count(self) -> int:
+        """How many records it holds."""
+        return len(self.records)
+
+
+class MemoryProducer:
+    """Implements ``interface.Producer`` for a ``MemoryBroker``; made by its ``producer()``."""
+
+    def __init__(self, broker: MemoryBroker, max_batch_bytes: int) -> None:
+        self._broker = broker
+        self._max_batch_bytes = max_batch_bytes
+        self._unanswered: set[asyncio.Future[object]] = set()
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Connect."""
+        self._broker.maybe_fail("start")
+
+    async def stop(self) -> None:
+        """Wait for what was submitted; while acknowledgements are held, that is for ever."""
+        self._stopped = True
+        while self._unanswered:
+            await asyncio.wait(set(self._unanswered))
+
+    def create_batch(self, max_bytes: int | None = None) -> BatchBuilder:
+        """An empty batch of at most ``max_bytes``, or of the producer's own limit."""
+        limit = self._max_batch_bytes if max_bytes is None else min(max_bytes, self._max_batch_bytes)
+        return MemoryBatch(limit, self._broker.now_ms())
+
+    async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+        """Write a batch; the future resolves in a later iteration of the loop, in order."""
+        self._broker.maybe_fail("send_batch")
+        self._broker.check_topics([topic])
+        count = self._broker.partitions_of(topic)
+        if self._stopped or not 0 <= partition < count:
+            problem = "the producer is stopped" if self._stopped else f"it has {count} partitions"
+            raise BrokerError(f"could not write to partition {partition} of topic {topic}: {problem}")
+        if not isinstance(batch, MemoryBatch):
+            raise TypeError(f"{type(batch).__name__} is no batch of this producer's")
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._unanswered.add(future)
+        future.add_done_callback(self._unanswered.discard)
+        self._broker.answer_soon(partial(self._write, future, batch, TopicPartition(topic, partition)))
+        return future
+
+    async def partition_count(self, topic: str) -> int:
+        """How many partitions the topic has."""
+        self._broker.maybe_fail("partition_count")
+        self._broker.check_topics([topic])
+        return self._broker.partitions_of(topic)
+
+    async def max_message_bytes(self, topic: str) -> int | None:
+        """The size of the largest batch that the topic takes."""
+        self._broker.check_topics([topic])
+        return self._broker.topic(topic).max_message_bytes
+
+    def _write(self, future: asyncio.Future[object], batch: MemoryBatch, to: TopicPartition) -> None:
+        try:
+            self._broker.maybe_fail("write")
+            limit = self._broker.topic(to.topic).max_message_bytes
+            if batch.records and batch.size > limit:
+                raise RecordTooLargeError(
+                    f"could not write to topic {to.topic}: the batch exceeds max.message.bytes of topic {to.topic} "
+                    f"({batch.size} > {limit} bytes)"
+                )
+            base = self._broker.log(to).end
+            for timestamp, key, value, headers in batch.records:
+                offset = self._broker.log(to).end
+                self._broker.log(to).append(MemoryRecord(*to, offset, timestamp, key, value, headers))
+        except BrokerError as error:
+            if not future.done():  # else its caller gave it up, which does not undo the sending
+                future.set_exception(error)
+        else:
+            if not future.done():
+                future.set_result(base)
+            self._broker.changed()

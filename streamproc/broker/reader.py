@@ -1,0 +1,89 @@
+"""Reads partitions from given offsets on, without a consumer group: nothing is committed, nobody is disturbed.
+
+For the commands: ``consume``, and the age of unread records in ``lag``. The data path uses ``KafkaConsumer``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, cast
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka import errors as kafka
+from aiokafka.structs import TopicPartition as KafkaTopicPartition
+
+from streamproc.broker.connection import client_options, first_connection
+from streamproc.broker.translation import translate
+from streamproc.records import Record, TopicPartition
+from streamproc.settings import KafkaSettings
+
+
+class KafkaReader:
+    """Reads from where it is told; an asynchronous context manager.
+
+    A position that the log does not hold any more goes on at the log's first record.
+
+    Raises:
+        BrokerError: on entering, when the cluster cannot be used; later, when reading fails for good.
+    """
+
+    def __init__(self, settings: KafkaSettings, *, client_id: str = "streamproc") -> None:
+        self._settings = settings
+        self._client_id = client_id
+        self._inner: Any = None
+
+    async def __aenter__(self) -> Self:
+        async with first_connection(self._settings, self._client_id):
+            pass
+        inner = AIOKafkaConsumer(
+            **client_options(self._settings, self._client_id),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            # As Kafka's own console consumer: an open transaction would keep the log's end out of reach.
+            isolation_level="read_uncommitted",
+            fetch_max_bytes=self._settings.fetch_max_bytes,
+        )
+        try:
+            await inner.start()
+        except BaseException as error:
+            await inner.stop()
+            if isinstance(error, kafka.KafkaError | OSError):
+                raise translate(error, self._settings, doing="connect a reader") from error
+            raise
+        self._inner = inner
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # A reader that is closed at once ends in a cancellation of aiokafka's own, which is not ours.
+        stopping = asyncio.ensure_future(self._inner.stop())
+        await asyncio.wait({stopping})
+        if not stopping.cancelled():
+            stopping.result()
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions, from these offsets on, in place of what was read before."""
+        asked = {KafkaTopicPartition(*partition): offset for partition, offset in positions.items()}
+        self._inner.assign(list(asked))
+        for partition, offset in asked.items():
+            self._inner.seek(partition, offset)
+
+    def drop(self, *partitions: TopicPartition) -> None:
+        """Read no more of these."""
+        for partition in partitions:
+            self._inner.pause(KafkaTopicPartition(*partition))
+
+    async def getmany(
+        self, *, timeout_ms: int, max_records: int | None = None
+    ) -> Mapping[TopicPartition, Sequence[Record]]:
+        """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``."""
+        try:
+            found = await self._inner.getmany(timeout_ms=timeout_ms, max_records=max_records)
+        except (kafka.KafkaError, OSError) as error:
+            raise translate(error, self._settings, doing="read") from error
+        return cast("Mapping[TopicPartition, Sequence[Record]]", found)
+
+    async def position(self, partition: TopicPartition) -> int:
+        """The next offset to read, past what is no record (transaction markers)."""
+        return cast("int", await self._inner.position(KafkaTopicPartition(*partition)))

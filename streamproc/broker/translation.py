@@ -1,0 +1,187 @@
+"""aiokafka's errors as errors of our own tree: one sentence each, naming the setting or the topic and what to do.
+
+The data path catches ``streamproc.errors`` only, so every public method of this package lets nothing else out.
+aiokafka often wraps the telling error in a general one; the chain of causes is searched for the first that is known.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+
+from aiokafka import errors as kafka
+
+from streamproc.errors import (
+    BrokerAuthenticationError,
+    BrokerAuthorizationError,
+    BrokerError,
+    BrokerUnreachableError,
+    CommitRejectedError,
+    RecordTooLargeError,
+    TopicMissingError,
+)
+from streamproc.settings import KafkaSettings
+
+_UNAUTHORIZED = (
+    kafka.TopicAuthorizationFailedError,
+    kafka.GroupAuthorizationFailedError,
+    kafka.ClusterAuthorizationFailedError,
+    kafka.TransactionalIdAuthorizationFailed,
+)
+_UNAUTHENTICATED = (
+    kafka.SaslAuthenticationFailed,
+    kafka.UnsupportedSaslMechanismError,
+    kafka.IllegalSaslStateError,
+    kafka.AuthenticationFailedError,
+    kafka.AuthenticationMethodNotSupported,
+    ssl.SSLError,
+)
+_OUTDATED = (
+    kafka.CommitFailedError,
+    kafka.IllegalGenerationError,
+    kafka.UnknownMemberIdError,
+    kafka.RebalanceInProgressError,
+)
+_TOO_LARGE = (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError)
+_SILENT = (
+    kafka.KafkaConnectionError,
+    kafka.NodeNotReadyError,
+    kafka.NoBrokersAvailable,
+    kafka.KafkaTimeoutError,
+    kafka.RequestTimedOutError,
+    kafka.LeaderNotAvailableError,
+    kafka.NotLeaderForPartitionError,
+    kafka.GroupCoordinatorNotAvailableError,
+    TimeoutError,
+    OSError,
+)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    seen: BaseException | None = error
+    for _ in range(8):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__
+
+
+def brief(error: BaseException) -> str:
+    """An error in a few words, without aiokafka's prefixes; its type's name where it says nothing."""
+    text = str(error).strip()
+    kind = type(error).__name__
+    if isinstance(error, kafka.BrokerResponseError):
+        text = text.partition("] ")[2] or kind
+    return text if " " in text else f"{kind}: {text}" if text not in ("", kind) else kind
+
+
+def translate(error: BaseException, settings: KafkaSettings, *, doing: str, topic: str = "") -> BrokerError:
+    """The error of our tree for one of aiokafka's.
+
+    Args:
+        error: What aiokafka raised; one of our own comes back as it is.
+        settings: How the broker was to be reached, for the message.
+        doing: What was being done, as in "could not {doing}".
+        topic: The topic concerned, where there is one.
+    """
+    where = settings.bootstrap_servers
+    for it in chain(error):
+        if isinstance(it, BrokerError):
+            return it
+        for kinds, explain in _EXPLANATIONS:
+            if isinstance(it, kinds):
+                return explain(it, settings, doing, topic)
+    return BrokerError(
+        f"could not {doing}: Kafka at {where} (kafka.bootstrap_servers) refused it: {brief(error)}",
+        bootstrap_servers=where,
+    )
+
+
+def _rejected(_: BaseException, settings: KafkaSettings, doing: str, __: str) -> BrokerError:
+    return rejected(doing, settings)
+
+
+def _too_large(_: BaseException, settings: KafkaSettings, doing: str, topic: str) -> BrokerError:
+    of = f" of topic {topic}" if topic else ""
+    return RecordTooLargeError(
+        f"could not {doing}: the batch exceeds max.message.bytes{of}; raise it with `max_message_bytes` in the topic's "
+        f"file and `streamproc topics apply`",
+        bootstrap_servers=settings.bootstrap_servers,
+    )
+
+
+def _missing(_: BaseException, settings: KafkaSettings, __: str, topic: str) -> BrokerError:
+    return missing([topic] if topic else [], settings)
+
+
+def _not_allowed(error: BaseException, settings: KafkaSettings, doing: str, _: str) -> BrokerError:
+    user = settings.sasl_username or "this client"
+    return BrokerAuthorizationError(
+        f"could not {doing}: Kafka at {settings.bootstrap_servers} does not allow it ({brief(error)}); grant {user} "
+        f"the right with an ACL, or set kafka.sasl_username to a user who has it",
+        bootstrap_servers=settings.bootstrap_servers,
+    )
+
+
+def _refused(error: BaseException, settings: KafkaSettings, _: str, __: str) -> BrokerError:
+    return refused(brief(error), settings)
+
+
+def _silent(error: BaseException, settings: KafkaSettings, doing: str, _: str) -> BrokerError:
+    return BrokerUnreachableError(
+        f"could not {doing}: Kafka at {settings.bootstrap_servers} (kafka.bootstrap_servers) did not answer "
+        f"({brief(error)}); see whether the brokers are up",
+        bootstrap_servers=settings.bootstrap_servers,
+    )
+
+
+_EXPLANATIONS: tuple[
+    tuple[tuple[type[BaseException], ...], Callable[[BaseException, KafkaSettings, str, str], BrokerError]], ...
+] = (
+    (_OUTDATED, _rejected),
+    (_TOO_LARGE, _too_large),
+    ((kafka.UnknownTopicOrPartitionError,), _missing),
+    (_UNAUTHORIZED, _not_allowed),
+    (_UNAUTHENTICATED, _refused),
+    (_SILENT, _silent),
+)
+"""In this order: some of the later kinds include earlier ones, as OSError does ssl.SSLError."""
+
+
+def rejected(doing: str, settings: KafkaSettings) -> CommitRejectedError:
+    """The error for a commit of a member whose group has moved on."""
+    return CommitRejectedError(
+        f"could not {doing}: the consumer group has rebalanced since, and another member may own the partitions; "
+        f"nothing is lost, the new owner reads these records again",
+        bootstrap_servers=settings.bootstrap_servers,
+    )
+
+
+def missing(topics: list[str], settings: KafkaSettings) -> TopicMissingError:
+    """The error for topics that do not exist."""
+    named = ", ".join(topics) or "a topic of the settings"
+    verb = "do not exist" if len(topics) > 1 else "does not exist"
+    return TopicMissingError(
+        f"{'topics' if len(topics) > 1 else 'topic'} {named} {verb} at {settings.bootstrap_servers}; create "
+        f"{'them' if len(topics) > 1 else 'it'} with `streamproc topics apply`, or correct the name in the settings",
+        topics=topics,
+        bootstrap_servers=settings.bootstrap_servers,
+    )
+
+
+def refused(reason: str, settings: KafkaSettings) -> BrokerAuthenticationError:
+    """The error for credentials or TLS settings that the broker does not take."""
+    where = settings.bootstrap_servers
+    if settings.security_protocol.startswith("SASL"):
+        source = "kafka.sasl_password_file" if settings.sasl_password_file else "kafka.sasl_password"
+        hint = (
+            f"see kafka.sasl_username ({settings.sasl_username}), {source}, "
+            f"kafka.sasl_mechanism ({settings.sasl_mechanism}) and kafka.security_protocol "
+            f"({settings.security_protocol})"
+        )
+    else:
+        hint = f"see kafka.security_protocol ({settings.security_protocol}) and kafka.ssl_ca_file"
+    return BrokerAuthenticationError(
+        f"Kafka at {where} refuses the connection: {reason.rstrip('.')}; {hint}", bootstrap_servers=where
+    )

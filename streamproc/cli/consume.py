@@ -1,0 +1,184 @@
+"""``streamproc consume``: records to lines, without a consumer group."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streamproc.cli.kafka_options import BootstrapOption, kafka_settings, run_async
+from streamproc.cli.record_lines import write_full, write_value
+from streamproc.cli.terminal import ConfigOption
+from streamproc.errors import StreamprocError, TopicMissingError
+from streamproc.records import TopicPartition
+
+if TYPE_CHECKING:
+    from streamproc.broker.interface import Admin
+    from streamproc.broker.reader import KafkaReader
+    from streamproc.settings import KafkaSettings
+
+app = typer.Typer()
+
+_POLL_MS = 200
+_AGO = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$")
+_UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Where to begin in each partition: an offset (from the end where negative) or a time; neither: the beginning."""
+
+    offset: int | None = None
+    time_ms: int | None = None
+    at_end: bool = False
+
+
+@app.command(
+    epilog="Example: streamproc consume digits.results -n 5\n\nExample: streamproc consume digits.dead --full --from 1h"
+)
+def consume(
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="The topic to read.")],
+    *,
+    config: ConfigOption = None,
+    bootstrap_servers: BootstrapOption = None,
+    count: Annotated[int | None, typer.Option("-n", min=0, help="End after so many records.")] = None,
+    begin: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="WHERE",
+            help="beginning, end, an offset (negative: from the end), a time (2026-01-31T12:00), an age (15m, 2h, 1d).",
+        ),
+    ] = "beginning",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for further records at the end.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="With topic, partition, offset, timestamp, key, headers.")
+    ] = False,
+    partition: Annotated[int | None, typer.Option(min=0, help="Read this partition only.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", min=0, help="End when no record has come for so many seconds.")
+    ] = None,
+) -> None:
+    """Read a topic as JSON lines, up to its end or for ever; commits nothing and disturbs no consumer group.
+
+    Values that are JSON come out as they are, others as {"$text": "..."} or {"$base64": "..."}.
+    With -n and --timeout, too few records are a failure (exit code 1). With --bootstrap-servers, no settings file is
+    needed.
+    """
+    where = parse_begin(begin, time.time())
+    settings = kafka_settings(config, bootstrap_servers)
+    written = run_async(
+        lambda: _consume(settings, topic, where, _Limits(count, follow, timeout), full=full, partition=partition)
+    )
+    if count is not None and timeout is not None and written < count:
+        raise StreamprocError(f"{written} of {count} records came from topic {topic}, then none for {timeout:g} s")
+
+
+def parse_begin(text: str, now: float) -> Begin:
+    """What ``--from`` says. Raises a usage error."""
+    if text == "beginning":
+        return Begin()
+    if text == "end":
+        return Begin(at_end=True)
+    if re.fullmatch(r"-?\d+", text):
+        return Begin(offset=int(text))
+    if ago := _AGO.match(text):
+        return Begin(time_ms=int((now - float(ago[1]) * _UNIT_S[ago[2]]) * 1_000))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"--from {text} is neither beginning, end, an offset, a time (2026-01-31T12:00) nor an age (15m)"
+        ) from None
+    return Begin(time_ms=int(moment.astimezone(UTC).timestamp() * 1_000))
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    count: int | None
+    follow: bool
+    timeout_s: float | None
+
+
+async def _consume(
+    settings: KafkaSettings, topic: str, where: Begin, limits: _Limits, *, full: bool, partition: int | None
+) -> int:
+    from streamproc.broker.admin import KafkaAdmin  # noqa: PLC0415 - --help needs no Kafka client
+    from streamproc.broker.reader import KafkaReader  # noqa: PLC0415 - as above
+
+    async with KafkaAdmin(settings) as admin:
+        partitions = await _partitions(admin, settings, topic, partition)
+        ends = await admin.end_offsets(partitions)
+        positions = await _positions(admin, partitions, ends, where)
+    async with KafkaReader(settings, client_id="streamproc-consume") as reader:
+        return await _copy(reader, positions, ends, limits, full)
+
+
+async def _partitions(admin: Admin, settings: KafkaSettings, topic: str, partition: int | None) -> list[TopicPartition]:
+    topics = await admin.topics()
+    if topic not in topics:
+        raise TopicMissingError(
+            f"topic {topic} does not exist at {settings.bootstrap_servers}; `streamproc topics plan` shows what is "
+            f"declared and what is there",
+            topics=[topic],
+            bootstrap_servers=settings.bootstrap_servers,
+        )
+    count = topics[topic].partitions
+    if partition is not None and partition >= count:
+        raise StreamprocError(f"topic {topic} has partitions 0 to {count - 1}; choose --partition among them")
+    return [TopicPartition(topic, number) for number in (range(count) if partition is None else [partition])]
+
+
+async def _positions(
+    admin: Admin, partitions: list[TopicPartition], ends: Mapping[TopicPartition, int], where: Begin
+) -> dict[TopicPartition, int]:
+    if where.at_end:
+        return dict(ends)
+    begins = await admin.begin_offsets(partitions)
+    if where.time_ms is not None:
+        found = await admin.offsets_for_times(dict.fromkeys(partitions, where.time_ms))
+        return {it: ends[it] if (offset := found.get(it)) is None else offset for it in partitions}
+    if where.offset is None:
+        return dict(begins)
+    wanted = {it: where.offset if where.offset >= 0 else ends[it] + where.offset for it in partitions}
+    return {it: max(begins[it], min(offset, ends[it])) for it, offset in wanted.items()}
+
+
+async def _copy(
+    reader: KafkaReader,
+    positions: Mapping[TopicPartition, int],
+    ends: Mapping[TopicPartition, int],
+    limits: _Limits,
+    full: bool,
+) -> int:
+    """Write records until a limit, or the end, is reached; how many."""
+    write = write_full if full else write_value
+    output = sys.stdout.buffer
+    reader.assign(positions)
+    unread = {it for it in positions if limits.follow or positions[it] < ends[it]}
+    written, last = 0, time.monotonic()
+    while unread and written != limits.count:
+        most = None if limits.count is None else limits.count - written
+        wait_ms = _POLL_MS if limits.timeout_s is None else max(1, min(_POLL_MS, int(limits.timeout_s * 1_000)))
+        found = await reader.getmany(timeout_ms=wait_ms, max_records=most)
+        for it, records in found.items():
+            # What came after we asked for the end is not ours, or a busy topic would have none.
+            wanted = records if limits.follow else [record for record in records if record.offset < ends[it]]
+            output.writelines([write(record) + b"\n" for record in wanted])
+            written += len(wanted)
+        if found:
+            output.flush()
+            last = time.monotonic()
+        elif limits.timeout_s is not None and time.monotonic() - last >= limits.timeout_s:
+            break
+        if not limits.follow:
+            done = [it for it in unread if await reader.position(it) >= ends[it]]
+            reader.drop(*done)
+            unread.difference_update(done)
+    return written

@@ -1,0 +1,64 @@
+"""Which Kafka a command talks to: ``--bootstrap-servers``, else the settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from streamproc.errors import SettingsError
+
+if TYPE_CHECKING:
+    from streamproc.settings import KafkaSettings, Settings
+
+T = TypeVar("T")
+
+_ADDRESS_VARIABLE = "STREAMPROC_KAFKA__BOOTSTRAP_SERVERS"
+
+BootstrapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap-servers",
+        "-b",
+        metavar="HOST:PORT",
+        help="Kafka's address, in place of the settings'.",
+    ),
+]
+
+
+def find_settings(config: Path | None, bootstrap_servers: str | None) -> tuple[Settings | None, KafkaSettings]:
+    """The settings, and how to reach Kafka. Raises SettingsError.
+
+    Where the option or the environment says the address and no file is named, there need be none.
+    """
+    from streamproc.settings_loading import DEFAULT_PATH, load_kafka_settings, load_settings  # noqa: PLC0415 - slow
+
+    settings: Settings | None = None
+    if config is not None or DEFAULT_PATH.exists():
+        settings = load_settings(config, os.environ)
+        kafka = settings.kafka
+    elif bootstrap_servers or any(name.upper() == _ADDRESS_VARIABLE for name in os.environ):
+        kafka = load_kafka_settings(os.environ)
+    else:
+        raise SettingsError(
+            f"there is no settings file {DEFAULT_PATH}, and no address of a Kafka",
+            hint="give --bootstrap-servers HOST:PORT, or name a file with --config FILE",
+        )
+    if bootstrap_servers:
+        kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap_servers})
+    return settings, kafka
+
+
+def kafka_settings(config: Path | None, bootstrap_servers: str | None) -> KafkaSettings:
+    """How to reach Kafka. Raises SettingsError."""
+    return find_settings(config, bootstrap_servers)[1]
+
+
+def run_async(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a command's coroutine on the event loop that the processor uses too."""
+    import uvloop  # noqa: PLC0415 - only for commands that talk to Kafka
+
+    return uvloop.run(main())

@@ -1,0 +1,23 @@
+"""``streamproc run``: the processor and its sidecar, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from streamproc.cli.terminal import ConfigOption
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: streamproc run -c streamproc.yaml")
+def run(config: ConfigOption = None) -> None:
+    """Run the processor and its HTTP sidecar until SIGTERM or Ctrl-C, which let records in flight finish.
+
+    The environment overrides the settings file: STREAMPROC_KAFKA__BOOTSTRAP_SERVERS=kafka:9092.
+    """
+    from streamproc.runtime.app import run_app  # noqa: PLC0415 - imports the whole data path
+    from streamproc.settings_loading import load_settings  # noqa: PLC0415 - as above
+
+    raise SystemExit(run_app(load_settings(config, os.environ)))

@@ -1,0 +1,175 @@
+"""Every error streamproc raises, drawn along the data path.
+
+    settings ─► SettingsError                        the user's file or environment is wrong        exit 2
+    backend  ─► BackendError                         the user's code
+                  ├ InferenceBackendLoadError          cannot be imported or is no backend
+                  ├ InferenceBackendInitializationError  initialize() raised
+                  ├ InferenceBackendRuntimeError       a step raised, or its answer is no list
+                  ├ InferenceBackendValidationError    check_io() found the wrong shape
+                  ├ PreprocessorInitError              the preprocessor's settings cannot work
+                  ├ PreprocessorRuntimeError           a record cannot be preprocessed
+                  └ UnknownPreprocessorError           no such input_format
+    broker   ─► BrokerError                          Kafka said no, or nothing
+                  ├ BrokerUnreachableError             nobody answers at the address
+                  ├ BrokerAuthenticationError          the credentials or the TLS settings are refused
+                  ├ BrokerAuthorizationError           an operation is not allowed
+                  ├ TopicMissingError                  a topic that the settings name does not exist
+                  ├ CommitRejectedError                the group has moved on since; harmless
+                  ├ RecordTooLargeError                a topic refuses a batch for its size
+                  └ EmbeddedBrokerError                the embedded broker cannot be found or started
+    pool     ─► PoolError                            the worker processes
+                  └ WorkerStartError                   a worker cannot be brought to readiness
+    sink     ─► SinkError                            results cannot be written and cannot be given up
+    policy   ─► TaskStoppedError                     a record failed and the settings say: stop
+    sidecar  ─► PortTakenError                       the HTTP port is in use
+
+What happens to one record or one batch is data, not an exception: see ``records.Failure``.
+Every exception is one sentence that says what was wrong, where, and what to do; the facts in it are attributes too.
+The names of the backend's errors are packflow's, so that code written for packflow catches them unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StreamprocError(Exception):
+    """The root of the tree: catch this to catch everything streamproc raises on purpose."""
+
+    exit_code = 1
+
+
+class SettingsError(StreamprocError):
+    """A setting is wrong. ``setting`` is its dotted name, ``place`` the file and line or the environment variable."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str, *, setting: str = "", place: str = "", hint: str = "") -> None:
+        self.problem = problem
+        self.setting = setting
+        self.place = place
+        self.hint = hint
+        where = ": ".join(part for part in (place, setting) if part)
+        text = f"{where}: {problem}" if where else problem
+        super().__init__(f"{text}; {hint}" if hint else text)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_settings_error, (self.problem, self.setting, self.place, self.hint))
+
+
+def _rebuild_settings_error(problem: str, setting: str, place: str, hint: str) -> SettingsError:
+    return SettingsError(problem, setting=setting, place=place, hint=hint)
+
+
+class BackendError(StreamprocError):
+    """The user's backend, or the way it is set up, failed."""
+
+
+class InferenceBackendLoadError(BackendError):
+    """The backend cannot be imported, has no such name, or is not a backend."""
+
+
+class InferenceBackendInitializationError(BackendError):
+    """The backend's ``initialize()`` raised; the cause is chained."""
+
+
+class InferenceBackendRuntimeError(BackendError):
+    """A step of the backend raised (the cause is chained), or its final output is not a list."""
+
+
+class InferenceBackendValidationError(BackendError):
+    """The backend's inputs or outputs do not have the shape that a stream needs."""
+
+
+class PreprocessorInitError(BackendError):
+    """The preprocessor cannot work with this configuration."""
+
+
+class PreprocessorRuntimeError(BackendError):
+    """The preprocessor cannot work with this input."""
+
+
+class UnknownPreprocessorError(BackendError):
+    """``input_format`` names no preprocessor."""
+
+
+class BrokerError(StreamprocError):
+    """Kafka refused, or did not answer. ``bootstrap_servers`` says which."""
+
+    def __init__(self, message: str, *, bootstrap_servers: str = "") -> None:
+        self.bootstrap_servers = bootstrap_servers
+        super().__init__(message)
+
+
+class BrokerUnreachableError(BrokerError):
+    """Nobody answers at ``kafka.bootstrap_servers``."""
+
+
+class BrokerAuthenticationError(BrokerError):
+    """The broker refuses the credentials or the TLS settings."""
+
+
+class BrokerAuthorizationError(BrokerError):
+    """The broker knows who we are and does not allow the operation."""
+
+
+class TopicMissingError(BrokerError):
+    """Topics that the settings name do not exist. ``topics`` lists them."""
+
+    def __init__(self, message: str, *, topics: Sequence[str] = (), bootstrap_servers: str = "") -> None:
+        self.topics = tuple(topics)
+        super().__init__(message, bootstrap_servers=bootstrap_servers)
+
+
+class CommitRejectedError(BrokerError):
+    """The group rebalanced before the commit arrived: another member owns the partitions now."""
+
+
+class RecordTooLargeError(BrokerError):
+    """A topic's ``max.message.bytes`` refuses what was sent to it."""
+
+
+class EmbeddedBrokerError(BrokerError):
+    """The embedded broker is not installed or did not come up."""
+
+
+class PoolError(StreamprocError):
+    """The pool of worker processes cannot go on."""
+
+
+class WorkerStartError(PoolError):
+    """A worker did not become ready. ``attempts`` says how often it was tried, ``detail`` what the worker said last."""
+
+    def __init__(self, message: str, *, attempts: int = 1, detail: str = "") -> None:
+        self.attempts = attempts
+        self.detail = detail
+        super().__init__(message)
+
+
+class SinkError(StreamprocError):
+    """Records cannot be written to an output topic, and giving them up would lose them."""
+
+    def __init__(self, message: str, *, topic: str = "", partition: int = -1) -> None:
+        self.topic = topic
+        self.partition = partition
+        super().__init__(message)
+
+
+class TaskStoppedError(StreamprocError):
+    """A record failed and its task's ``on_error.then`` is ``stop``."""
+
+    def __init__(self, message: str, *, task: str = "", topic: str = "", partition: int = -1, offset: int = -1) -> None:
+        self.task = task
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        super().__init__(message)
+
+
+class PortTakenError(StreamprocError):
+    """The sidecar cannot listen at its address."""
+
+    def __init__(self, message: str, *, host: str = "", port: int = 0) -> None:
+        self.host = host
+        self.port = port
+        super().__init__(message)

@@ -1,0 +1,163 @@
+"""The sidecar's HTTP application: probes, metrics and status of a processor.
+
+Every handler runs in the event loop and answers from memory, so that an answer takes no thread and waits for nothing.
+Nothing here loads a file from another server: there is no documentation page, and ``/openapi.json`` describes it all.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from urllib.parse import quote
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from streamproc.observe.health import Health, HealthSummary, ProcessorView
+from streamproc.observe.metrics import Metrics, package_version
+from streamproc.observe.status import EXAMPLE, ProcessorStatus
+from streamproc.settings import HttpSettings
+
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+"""Polled every few seconds by machines: their requests are not logged."""
+
+_JSON = "application/json"
+_OK = {"ok": True, "reasons": []}
+_NOT_LIVE = {"ok": False, "reasons": ["task text: 120 records wait and no offset was committed for 301 s"]}
+_NOT_READY = {"ok": False, "reasons": ["worker 0 is starting"]}
+
+logger = logging.getLogger("streamproc.http")
+
+
+def create_app(view: ProcessorView, metrics: Metrics, settings: HttpSettings) -> FastAPI:
+    """The application for one processor; ``Sidecar`` serves it."""
+    app = FastAPI(
+        title="streamproc",
+        summary="The sidecar of a stream processor.",
+        description="Health, metrics and status of one replica. Probes answer 200 or 503, with reasons.",
+        version=package_version(),
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.include_router(_health_routes(view, settings.stalled_after_s))
+    app.include_router(_observation_routes(view, metrics))
+    app.add_middleware(RequestLog)
+    return app
+
+
+def _health_routes(view: ProcessorView, stalled_after_s: float) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.head("/livez", include_in_schema=False)
+    @router.get(
+        "/livez",
+        summary="Whether the processor makes progress",
+        description="503 when records wait and no committed offset has moved for "
+        f"{stalled_after_s:g} s or the batch timeout, whichever is longer. Restart it then.",
+        response_model=Health,
+        responses={200: _example(_OK), 503: {"model": Health, "description": "Not alive", **_example(_NOT_LIVE)}},
+    )
+    async def livez() -> Response:
+        return _answer(view.live())
+
+    @router.head("/readyz", include_in_schema=False)
+    @router.get(
+        "/readyz",
+        summary="Whether the processor can take work",
+        description="200 once partitions are assigned, the workers are warm and no task is stopped.",
+        response_model=Health,
+        responses={200: _example(_OK), 503: {"model": Health, "description": "Not ready", **_example(_NOT_READY)}},
+    )
+    async def readyz() -> Response:
+        return _answer(view.ready())
+
+    @router.head("/health", include_in_schema=False)
+    @router.get(
+        "/health",
+        summary="Both probes at once",
+        response_model=HealthSummary,
+        responses={
+            200: _example({"ok": True, "live": _OK, "ready": _OK}),
+            503: {
+                "model": HealthSummary,
+                "description": "Not alive or not ready",
+                **_example({"ok": False, "live": _OK, "ready": _NOT_READY}),
+            },
+        },
+    )
+    async def health() -> Response:
+        live, ready = view.live(), view.ready()
+        return _answer(HealthSummary(ok=live.ok and ready.ok, live=live, ready=ready))
+
+    return router
+
+
+def _observation_routes(view: ProcessorView, metrics: Metrics) -> APIRouter:
+    router = APIRouter(tags=["observation"])
+
+    @router.head("/metrics", include_in_schema=False)
+    @router.get(
+        "/metrics",
+        name="metrics",
+        summary="Metrics for Prometheus",
+        description="In the Prometheus text format, or as OpenMetrics where the Accept header asks for it.",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "The metrics",
+                "content": {"text/plain": {"example": 'streamproc_records_in_total{task="text"} 4224.0\n'}},
+            }
+        },
+    )
+    async def exposition(request: Request) -> Response:
+        body, content_type = metrics.exposition(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
+
+    @router.head("/status", include_in_schema=False)
+    @router.get(
+        "/status",
+        summary="Tasks, partitions and workers",
+        response_model=ProcessorStatus,
+        responses={200: _example(EXAMPLE.model_dump(mode="json", by_alias=True))},
+    )
+    async def status() -> Response:
+        return Response(view.status().model_dump_json(by_alias=True), media_type=_JSON)
+
+    return router
+
+
+def _example(value: dict[str, object]) -> dict[str, object]:
+    return {"content": {_JSON: {"example": value}}}
+
+
+def _answer(health: Health | HealthSummary) -> Response:
+    return Response(health.model_dump_json(), status_code=200 if health.ok else 503, media_type=_JSON)
+
+
+class RequestLog:
+    """ASGI middleware: one line per request, after its answer, without the query, which may hold what is secret."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and log it unless its path is quiet."""
+        if scope["type"] != "http" or scope["path"] in QUIET_PATHS:
+            await self._app(scope, receive, send)
+            return
+        status = 500  # what the server answers for an application that raises before it answers
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        started = time.perf_counter()
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            elapsed_ms = (time.perf_counter() - started) * 1_000
+            # Quoted again: a decoded path may hold line breaks.
+            logger.info("%s %s %d in %.1f ms", scope["method"], quote(scope["path"]), status, elapsed_ms)

@@ -1,0 +1,127 @@
+"""The processor's log: text for a person at a terminal, JSON lines for everything else.
+
+Invariants:
+
+- One event is one line of JSON, its traceback inside a field.
+- Of what a caller adds to a record, only the fields of ``FIELDS`` are written: they say where something happened, and
+  no payload is among them.
+- A message cannot steer the terminal or look like another line: control characters are written as escapes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from datetime import UTC, datetime
+from typing import TextIO
+
+import orjson
+
+from streamproc.settings import LoggingSettings
+
+FIELDS = ("task", "topic", "partition", "offset", "worker", "batch")
+"""What ``extra=`` may hold."""
+
+# Each reports on its own what the processor's errors already say, at level info and below.
+_QUIET = ("aiokafka", "uvicorn", "asyncio")
+_COLOURS = {
+    logging.DEBUG: "\x1b[2m",
+    logging.WARNING: "\x1b[33m",
+    logging.ERROR: "\x1b[31m",
+    logging.CRITICAL: "\x1b[31m",
+}
+_DIM, _RESET = "\x1b[2m", "\x1b[0m"
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+_ESCAPES[ord("\n")] = "\n    "
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """The one handler of the processor's log, told from those of others by its type."""
+
+
+def configure_logging(settings: LoggingSettings, stream: TextIO, *, worker: int | None = None) -> None:
+    """Write the log to ``stream``. A second call replaces the first; handlers of others stay.
+
+    In a worker process, ``worker`` is its index, and becomes a field of every line.
+    """
+    terminal = stream.isatty()
+    handler = _Handler(stream)
+    if worker is not None:
+        handler.addFilter(_FromWorker(worker))
+    if settings.format == "json" or (settings.format == "auto" and not terminal):
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(TextFormatter(colours=terminal and "NO_COLOR" not in os.environ, dates=not terminal))
+    root = logging.getLogger()
+    for old in [known for known in root.handlers if isinstance(known, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    root.setLevel(level)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+class _FromWorker(logging.Filter):
+    def __init__(self, worker: int) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.worker = self._worker
+        return True
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``ts`` (UTC), ``level``, ``logger``, ``message``, the fields, ``exception``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        ts = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        entry: dict[str, object] = {
+            "ts": ts,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        try:
+            return orjson.dumps(entry, default=str).decode()
+        except TypeError:
+            # Half a surrogate pair in a message, or an integer beyond 64 bits: the slower encoder takes both.
+            return json.dumps(entry, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """``12:00:01 warning  message  task=text partition=0``, and below it a traceback where there is one."""
+
+    def __init__(self, *, colours: bool, dates: bool) -> None:
+        super().__init__()
+        self._colours = colours
+        self._clock = "%Y-%m-%d %H:%M:%S" if dates else "%H:%M:%S"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        clock = time.strftime(self._clock, time.localtime(record.created))
+        message = record.getMessage()
+        if not record.name.startswith("streamproc"):
+            message = f"{record.name}: {message}"
+        level = self._coloured(f"{record.levelname.lower():<8}", _COLOURS.get(record.levelno, ""))
+        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        line = f"{self._coloured(clock, _DIM)} {level} {message.translate(_ESCAPES)}"
+        if fields:
+            line += f"  {self._coloured(fields.translate(_ESCAPES), _DIM)}"
+        if record.exc_info:
+            line += f"\n{self.formatException(record.exc_info)}".translate(_ESCAPES)
+        return line
+
+    def _coloured(self, text: str, colour: str) -> str:
+        return f"{colour}{text}{_RESET}" if self._colours and colour else text
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}

@@ -1,0 +1,312 @@
+"""THE metric table: every metric's name, type, unit, labels, buckets and meaning, in one place.
+
+``metrics.py`` builds the metrics from it and ``docs/metrics.md`` is generated from it, so neither says anything else:
+
+    python -m streamproc.observe.metric_table > docs/metrics.md
+
+Invariants, held by tests:
+
+- Base units only (seconds, bytes, ratios), and a name ends in its unit, as Prometheus and OpenMetrics ask for.
+- Every label has a bounded set of values; nothing that a record carries is ever a label.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+MetricKind = Literal["counter", "gauge", "histogram"]
+Step = Literal["preprocess", "transform_inputs", "execute", "transform_outputs"]
+CloseRule = Literal["size", "bytes", "wait", "backlog", "split"]
+ProducerOutput = Literal["results", "metrics", "dead_letters"]
+WorkerState = Literal["starting", "ready", "busy", "stopping", "stopped"]
+RestartCause = Literal["exited", "killed", "deadline", "recycled", "start_failed"]
+
+STEPS: tuple[Step, ...] = get_args(Step)
+CLOSE_RULES: tuple[CloseRule, ...] = get_args(CloseRule)
+PRODUCER_OUTPUTS: tuple[ProducerOutput, ...] = get_args(ProducerOutput)
+WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
+RESTART_CAUSES: tuple[RestartCause, ...] = get_args(RestartCause)
+
+# From 0.1 ms to the longest batch that anyone waits for; dense around 1 ms, where a small model's steps are.
+TIME_BUCKETS = (
+    *(0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.0013, 0.0016, 0.002, 0.0025, 0.003, 0.004, 0.005, 0.0075),
+    *(0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
+    *(1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+SIZE_BUCKETS = (*(float(2**power) for power in range(17)), 100_000.0)
+# Records beyond 0.99 are in full batches.
+RATIO_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One row of the table. ``unit`` ends the name, save for a counter's ``_total``; empty for bare counts."""
+
+    group: str
+    name: str
+    kind: MetricKind
+    help: str
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+    buckets: tuple[float, ...] = ()
+
+
+def _spec(group: str, kind: MetricKind, name: str, text: str, *labels: str, unit: str = "") -> MetricSpec:
+    buckets = {"seconds": TIME_BUCKETS, "records": SIZE_BUCKETS, "ratio": RATIO_BUCKETS} if kind == "histogram" else {}
+    return MetricSpec(group, f"streamproc_{name}", kind, text, labels, unit, buckets.get(unit, ()))
+
+
+def _records() -> tuple[MetricSpec, ...]:
+    group = "Records"
+    return (
+        _spec(group, "counter", "records_in_total", "Records read from the input topics.", "task"),
+        _spec(group, "counter", "records_out_total", "Results that the broker acknowledged.", "task"),
+        _spec(
+            group,
+            "counter",
+            "records_dead_total",
+            "Records that became dead letters, by where they failed and the type of the error.",
+            *("task", "stage", "kind"),
+        ),
+        _spec(
+            group,
+            "counter",
+            "records_dropped_total",
+            "Failed records that were dropped because on_error.then is drop.",
+            *("task", "stage", "kind"),
+        ),
+        _spec(
+            group,
+            "counter",
+            "records_retried_total",
+            "Records executed again after a failure, counted at each execution beyond the first.",
+            "task",
+        ),
+        _spec(
+            group,
+            "histogram",
+            "record_queue_seconds",
+            "Time from a record's arrival in the processor to the dispatch of its batch, of every record.",
+            "task",
+            unit="seconds",
+        ),
+    )
+
+
+def _batches() -> tuple[MetricSpec, ...]:
+    group = "Batches"
+    return (
+        _spec(
+            group,
+            "counter",
+            "batches_total",
+            "Batches that a worker ran, or died of; ok when it answered with a status for each record.",
+            *("task", "outcome"),
+        ),
+        _spec(
+            group,
+            "counter",
+            "batches_closed_total",
+            "Batches handed to a worker, by the rule that closed their window.",
+            *("task", "rule"),
+        ),
+        _spec(group, "histogram", "batch_size_records", "Records in a batch.", "task", unit="records"),
+        _spec(
+            group,
+            "histogram",
+            "batch_fill_ratio",
+            "A batch's records over batch.max_size.",
+            "task",
+            unit="ratio",
+        ),
+        _spec(
+            group,
+            "histogram",
+            "batch_wait_seconds",
+            "Time from the opening of a batch's window, which its first record does, to its dispatch.",
+            "task",
+            unit="seconds",
+        ),
+        _spec(
+            group,
+            "histogram",
+            "batch_wall_seconds",
+            "Time from a batch's dispatch to its answer: the worker's queue, the transport and all steps.",
+            "task",
+            unit="seconds",
+        ),
+        _spec(
+            group,
+            "histogram",
+            "step_seconds",
+            "Time of each of the backend's steps on a batch.",
+            *("task", "step"),
+            unit="seconds",
+        ),
+        _spec(
+            group,
+            "histogram",
+            "codec_seconds",
+            "Time that the worker spends on decoding a batch's values or encoding its results.",
+            *("task", "direction"),
+            unit="seconds",
+        ),
+    )
+
+
+def _flow() -> tuple[MetricSpec, ...]:
+    group = "Flow"
+    return (
+        _spec(
+            group,
+            "gauge",
+            "in_flight_records",
+            "Records read and not yet settled; back-pressure begins at limits.max_in_flight_records.",
+            "task",
+            unit="records",
+        ),
+        _spec(
+            group,
+            "gauge",
+            "in_flight_bytes",
+            "Bytes of the values of these records; back-pressure begins at limits.max_in_flight_bytes.",
+            "task",
+            unit="bytes",
+        ),
+        _spec(
+            group,
+            "gauge",
+            "paused_partitions",
+            "Partitions from which nothing is fetched because the pipeline is full or the task is stopped.",
+            "task",
+            unit="partitions",
+        ),
+        _spec(group, "counter", "pauses_total", "How often back-pressure paused the task's partitions.", "task"),
+        _spec(
+            group,
+            "gauge",
+            "lag_records",
+            "Offsets between the committed one and the partition's end.",
+            *("task", "topic", "partition"),
+            unit="records",
+        ),
+        _spec(
+            group,
+            "gauge",
+            "lag_seconds",
+            "Age of the oldest record that is not committed; 0 without lag.",
+            *("task", "topic", "partition"),
+            unit="seconds",
+        ),
+        _spec(
+            group,
+            "gauge",
+            "committed_offset",
+            "The next offset to read after a restart, as last committed.",
+            *("task", "topic", "partition"),
+        ),
+    )
+
+
+def _kafka() -> tuple[MetricSpec, ...]:
+    group = "Kafka"
+    return (
+        _spec(group, "counter", "commits_total", "Offset commits that the broker accepted.", "task"),
+        _spec(group, "counter", "commit_failures_total", "Offset commits that failed or were rejected.", "task"),
+        _spec(group, "counter", "rebalances_total", "Assignments of partitions to this replica.", "task"),
+        _spec(
+            group,
+            "counter",
+            "producer_batches_total",
+            "Producer batches that the broker acknowledged, by what they hold.",
+            *("task", "output"),
+        ),
+        _spec(
+            group,
+            "counter",
+            "producer_errors_total",
+            "Producer batches that failed, by what they hold; those that are sent again succeed later.",
+            *("task", "output"),
+        ),
+    )
+
+
+def _workers() -> tuple[MetricSpec, ...]:
+    group = "Workers"
+    return (
+        _spec(group, "gauge", "workers", "Worker processes by state.", "state"),
+        _spec(group, "counter", "worker_restarts_total", "Workers replaced, by cause.", "cause"),
+        _spec(
+            group,
+            "gauge",
+            "worker_rss_bytes",
+            "Resident memory of a worker after its last batch.",
+            "worker",
+            unit="bytes",
+        ),
+    )
+
+
+TABLE: tuple[MetricSpec, ...] = (
+    *_records(),
+    *_batches(),
+    *_flow(),
+    *_kafka(),
+    *_workers(),
+    _spec("Build", "gauge", "build_info", "Always 1; the version of streamproc is in its label.", "version"),
+)
+
+LABEL_MEANINGS: dict[str, str] = {
+    "task": "the task's name in the settings",
+    "stage": "where the record failed: `decode`, `schema`, `preprocess`, `transform_inputs`, `execute`, "
+    "`transform_outputs`, `output`, `encode`, `worker` or `sink`",
+    "kind": "the type of the error; `other` after the first 50 pairs of stage and kind of a task",
+    "outcome": "`ok` or `failed`",
+    "rule": ", ".join(f"`{rule}`" for rule in CLOSE_RULES),
+    "step": ", ".join(f"`{step}`" for step in STEPS),
+    "direction": "`decode` or `encode`",
+    "topic": "an input topic",
+    "partition": "a partition that this replica holds; its series end when it is given up",
+    "output": ", ".join(f"`{output}`" for output in PRODUCER_OUTPUTS),
+    "state": ", ".join(f"`{state}`" for state in WORKER_STATES),
+    "cause": ", ".join(f"`{cause}`" for cause in RESTART_CAUSES),
+    "worker": "the worker's index, from 0",
+    "version": "streamproc's version",
+}
+
+_INTRODUCTION = """\
+# Metrics
+
+<!-- Generated by `python -m streamproc.observe.metric_table > docs/metrics.md`; a test holds the two equal. -->
+
+`GET /metrics` serves these in the Prometheus text format, or as OpenMetrics where the `Accept` header asks for it.
+Units are base units. Series of a task exist, at 0, from its start, save those by type of error, which begin with the
+first; series of a partition exist while this replica holds it. On Linux there are also the usual `process_*` metrics of
+the parent process, without the workers. Every counter has a `_created` series beside it: since when it counts.
+"""
+
+
+def render_markdown() -> str:
+    """The table as the text of ``docs/metrics.md``."""
+    lines = [_INTRODUCTION]
+    for group in dict.fromkeys(spec.group for spec in TABLE):
+        lines += [f"## {group}", "", "| name | type | unit | labels | meaning |", "|---|---|---|---|---|"]
+        lines += [
+            f"| `{spec.name}` | {spec.kind} | {spec.unit} | {', '.join(f'`{label}`' for label in spec.labels)} "
+            f"| {spec.help} |"
+            for spec in TABLE
+            if spec.group == group
+        ]
+        lines.append("")
+    lines += ["## Labels", "", "| label | values |", "|---|---|"]
+    lines += [f"| `{label}` | {meaning} |" for label, meaning in LABEL_MEANINGS.items()]
+    lines += ["", "## Buckets", "", "| unit | upper bounds |", "|---|---|"]
+    buckets = {spec.unit: spec.buckets for spec in TABLE if spec.buckets}
+    lines += [f"| {unit} | {', '.join(f'{bound:g}' for bound in bounds)} |" for unit, bounds in buckets.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_markdown())

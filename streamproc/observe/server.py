@@ -1,0 +1,173 @@
+"""Serves an ASGI application inside the processor's own event loop.
+
+uvicorn's own way of running would take over the signals, set up logging, and call ``sys.exit`` when the port is taken.
+Here the processor keeps its signals and its log, and the socket is bound before uvicorn hears of it, so that a port
+that is taken is an error at once and nothing hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from streamproc.errors import PortTakenError, SettingsError
+
+BACKLOG = 128
+_NO_SUCH_ADDRESS = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+logger = logging.getLogger("streamproc.http")
+
+
+class Sidecar:
+    """The HTTP server of a processor. ``port`` is the one it listens at, also where port 0 asked for a free one.
+
+    At shutdown: ``stop`` closes the listening sockets first, gives requests under way ``grace_s`` to finish, then
+    cancels them. It may be called at any time, also twice.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, port: int, *, grace_s: int = 2) -> None:
+        self.host = host
+        self.port = port
+        self._app = app
+        self._grace_s = grace_s
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Bind and serve; once this returns, requests are answered.
+
+        Raises:
+            PortTakenError: The address is in use, or may not be listened at.
+            SettingsError: The host is no address of this machine.
+        """
+        sockets = await _listen(self.host, self.port)
+        self.port = sockets[0].getsockname()[1]
+        config = uvicorn.Config(
+            self._app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=self._grace_s,
+        )
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve(sockets=sockets), name="streamproc-sidecar")
+        answering = asyncio.create_task(server.answering.wait())
+        try:
+            await asyncio.wait({answering, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                await serving
+        except BaseException:
+            serving.cancel()
+            for listener in sockets:
+                listener.close()
+            raise
+        finally:
+            answering.cancel()
+        self._server, self._serving = server, serving
+        logger.info("the sidecar answers at %s", self.url)
+
+    async def stop(self) -> None:
+        """Stop, within the grace and a little."""
+        if self._server is None or self._serving is None:
+            return
+        server, serving = self._server, self._serving
+        self._server = self._serving = None
+        server.should_exit = True
+        await serving
+        # uvicorn cancels what outlives the grace without waiting for it to end.
+        if server.server_state.tasks:
+            await asyncio.wait(server.server_state.tasks, timeout=1.0)
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves the signals alone and says when it answers."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.answering = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.answering.set()
+
+
+async def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen at every address of ``host``, all at the same port."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise SettingsError(
+            f"{host!r} cannot be resolved ({error.strerror})",
+            setting="http.host",
+            hint="use an address of this machine",
+        ) from error
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, address in addresses:
+        at = (address[0], port, *address[2:])
+        try:
+            sockets.append(_listener(family, at, dual_stack=len(addresses) == 1))
+        except OSError as error:
+            if error.errno in _NO_SUCH_ADDRESS:
+                # A name such as localhost may stand for an IPv6 address that a container does not have.
+                absent = error
+                continue
+            for bound in sockets:
+                bound.close()
+            raise _explained(error, host, port) from error
+        # Where port 0 asked for any, the first address decides for all.
+        port = sockets[0].getsockname()[1]
+    if absent is not None and not sockets:
+        raise SettingsError(
+            f"{host!r} is no address of this machine", setting="http.host", hint="use 127.0.0.1, or 0.0.0.0 for all"
+        ) from absent
+    return sockets
+
+
+def _listener(family: int, address: tuple[object, ...], *, dual_stack: bool) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
+        listener.bind(address)
+        # At once: of two processes that have bound the port, only one can listen.
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _explained(error: OSError, host: str, port: int) -> PortTakenError:
+    remedy = "stop the process that has it, or set http.port to another port, 0 for any free one"
+    if error.errno == errno.EADDRINUSE:
+        text = f"http.port {port} is in use at {host}; {remedy}"
+    elif error.errno in {errno.EACCES, errno.EPERM}:
+        text = f"http.port {port} may not be opened by this user; set http.port to one from 1024 on"
+    else:
+        text = f"http.port {port} cannot be opened at {host} ({error.strerror}); {remedy}"
+    return PortTakenError(text, host=host, port=port)

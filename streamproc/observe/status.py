@@ -1,0 +1,160 @@
+"""What ``GET /status`` answers: models of a processor's state, for people, scripts and ``streamproc top``.
+
+Times are milliseconds or seconds as the names say; ``None`` means not known yet. A trip through JSON keeps everything.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streamproc.observe.metric_table import WorkerState
+
+TaskState = Literal["starting", "running", "draining", "stopped"]
+
+
+class StatusModel(BaseModel):
+    """A part of the status. Keys that a reader does not know come from a newer version, and are ignored."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+
+
+class PartitionStatus(StatusModel):
+    """A partition that this replica holds."""
+
+    topic: str
+    partition: int
+    epoch: int
+    """The number of this assignment; a later assignment of the same partition has a higher one."""
+    position: int | None = None
+    """The next offset to read."""
+    committed: int | None = None
+    """The next offset to read after a restart."""
+    lag_records: int | None = None
+    """Offsets between the committed one and the partition's end."""
+    lag_seconds: float | None = None
+    """Age of the oldest record that is not committed."""
+    in_flight: int = 0
+    """Records read and not yet settled."""
+
+
+class WindowStatus(StatusModel):
+    """The batch that is being collected."""
+
+    size: int = 0
+    age_ms: float = 0.0
+
+
+class RecordCounts(StatusModel):
+    """Records since the start of the process."""
+
+    taken: int = Field(default=0, alias="in")
+    """Read from the input topics."""
+    results: int = Field(default=0, alias="out")
+    """Written to the result topic and acknowledged."""
+    dead: int = 0
+    """Written to the dead-letter topic."""
+    dropped: int = 0
+    """Dropped because the settings say so."""
+    retried: int = 0
+    """Executed again, counted at each execution beyond the first."""
+
+
+class LastBatch(StatusModel):
+    """The batch that a worker answered last."""
+
+    id: int
+    size: int
+    fill: float
+    """Its records over `batch.max_size`."""
+    closed_by: str
+    """The rule that closed its window."""
+    attempts: int
+    worker: int
+    wait_ms: float
+    """From the opening of its window to its dispatch."""
+    wall_ms: float
+    """From its dispatch to its answer."""
+
+
+class TaskStatus(StatusModel):
+    """A task: its stream, and how far it is."""
+
+    state: TaskState
+    paused: bool = False
+    """Whether nothing is fetched at the moment."""
+    reason: str | None = None
+    """Why it is paused or stopped."""
+    topics: list[str]
+    group: str
+    partitions: list[PartitionStatus] = Field(default_factory=list)
+    in_flight_records: int = 0
+    in_flight_bytes: int = 0
+    window: WindowStatus = WindowStatus()
+    counts: RecordCounts = RecordCounts()
+    last_batch: LastBatch | None = None
+
+
+class WorkerStatus(StatusModel):
+    """A worker process."""
+
+    index: int
+    pid: int | None = None
+    state: WorkerState
+    batches: int = 0
+    """Batches that this process ran."""
+    restarts: int = 0
+    """Processes that were replaced at this index."""
+    rss_mb: float | None = None
+    """Resident memory after its last batch, in MiB."""
+    running_batch_ms: float | None = None
+    """How long its present batch has been computing."""
+
+
+class ProcessorStatus(StatusModel):
+    """A processor: one replica of an application."""
+
+    name: str
+    version: str
+    started_at: datetime
+    uptime_s: float
+    tasks: dict[str, TaskStatus]
+    workers: list[WorkerStatus]
+
+
+EXAMPLE = ProcessorStatus(
+    name="sentiment",
+    version="0.1.0",
+    started_at=datetime.fromisoformat("2024-05-01T12:00:00+00:00"),
+    uptime_s=61.5,
+    tasks={
+        "text": TaskStatus(
+            state="running",
+            topics=["sentiment.text"],
+            group="sentiment.text",
+            partitions=[
+                PartitionStatus(
+                    topic="sentiment.text",
+                    partition=0,
+                    epoch=1,
+                    position=4224,
+                    committed=4096,
+                    lag_records=130,
+                    lag_seconds=0.05,
+                    in_flight=128,
+                )
+            ],
+            in_flight_records=128,
+            in_flight_bytes=16_384,
+            window=WindowStatus(size=12, age_ms=3.1),
+            counts=RecordCounts(taken=4224, results=4095, dead=1),
+            last_batch=LastBatch(
+                id=66, size=64, fill=1.0, closed_by="size", attempts=1, worker=0, wait_ms=1.2, wall_ms=12.9
+            ),
+        )
+    },
+    workers=[WorkerStatus(index=0, pid=4711, state="busy", batches=66, restarts=0, rss_mb=212.4, running_batch_ms=8.3)],
+)
+"""The example in the OpenAPI document."""

@@ -1,0 +1,191 @@
+"""What crosses a stage boundary: records, spans, batches and outcomes.
+
+A record is whatever the Kafka client hands out, untouched: the parent process reads its attributes and never decodes
+its value. Everything else here describes *runs* of records, so that the cost of bookkeeping is per batch:
+
+    Lease     one assignment of one partition to this process; its epoch tells it from earlier and later ones
+    Span      records of one lease that are neighbours in reading order
+    Batch     spans of one task that a worker runs together
+    Outcome   what became of one span: a status and a value per record
+    Failure   why a record or a batch failed, as data
+
+Invariants:
+
+- Sequence numbers count the records of a lease from 0 in the order in which they were read, without gaps; offsets may
+  have gaps (compaction, transactions). Order and completeness are decided by sequence numbers, commits by offsets.
+- A span is never empty, and every record of a lease is in exactly one live span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+
+class TopicPartition(NamedTuple):
+    """A partition of a topic. Equal to, and hashes like, the Kafka client's own type."""
+
+    topic: str
+    partition: int
+
+
+class Record(Protocol):
+    """A Kafka record as a client gives it: ``timestamp`` in milliseconds since 1970, headers as (name, value) pairs."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lease:
+    """One assignment of one partition to this process. Compared by identity: a new assignment is a new lease."""
+
+    partition: TopicPartition
+    epoch: int
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """A run of records of one lease, neighbours in reading order; ``first`` is the sequence number of the first."""
+
+    lease: Lease
+    first: int
+    records: Sequence[Record]
+    size_bytes: int
+    arrived_at: float
+
+    @property
+    def stop(self) -> int:
+        """The sequence number after the last record's."""
+        return self.first + len(self.records)
+
+    @property
+    def next_offset(self) -> int:
+        """The offset to commit once every record up to this span's end is settled."""
+        return self.records[-1].offset + 1
+
+    def split(self, count: int) -> tuple[Span, Span]:
+        """The first ``count`` records and the rest; ``count`` is at least 1 and less than the span's length."""
+        head, tail = self.records[:count], self.records[count:]
+        head_bytes = value_bytes(head)
+        return (
+            Span(self.lease, self.first, head, head_bytes, self.arrived_at),
+            Span(self.lease, self.first + count, tail, self.size_bytes - head_bytes, self.arrived_at),
+        )
+
+
+def value_bytes(records: Sequence[Record]) -> int:
+    """The bytes of the records' values together; a null value counts as none."""
+    return sum([len(record.value or b"") for record in records])
+
+
+class Status(IntEnum):
+    """What became of a record; one byte of it per record crosses the wire."""
+
+    RESULT = 0
+    FAILED = 1
+    DROPPED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a record, or a whole batch, failed.
+
+    ``stage`` is where on the path it happened (``decode``, ``schema``, ``preprocess``, ``transform_inputs``,
+    ``execute``, ``transform_outputs``, ``output``, ``encode``, ``worker``, ``sink``); ``kind`` the error's type;
+    ``message`` the sentence for people. ``retriable`` is false where the same record would fail the same way again.
+    """
+
+    stage: str
+    kind: str
+    message: str
+    retriable: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Records of one task that a worker runs together.
+
+    ``closed_by`` says which rule closed its window; ``attempt`` counts the executions that were begun, this one
+    included; ``fill`` is its size over the task's maximum.
+    """
+
+    id: int
+    task: str
+    spans: Sequence[Span]
+    opened_at: float
+    closed_at: float
+    closed_by: str
+    fill: float
+    attempt: int = 1
+    size: int = field(init=False)
+    size_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.restrict(self.spans)
+
+    def restrict(self, spans: Sequence[Span]) -> None:
+        """Keep only these spans."""
+        self.spans = spans
+        self.size = sum([len(span.records) for span in self.spans])
+        self.size_bytes = sum([span.size_bytes for span in self.spans])
+
+    def halves(self) -> tuple[list[Span], list[Span]]:
+        """The batch's spans as two lists whose lengths in records differ by at most one; needs two records or more."""
+        wanted = self.size // 2
+        left: list[Span] = []
+        right: list[Span] = []
+        for span in self.spans:
+            if wanted >= len(span.records):
+                left.append(span)
+                wanted -= len(span.records)
+            elif wanted > 0:
+                head, tail = span.split(wanted)
+                left.append(head)
+                right.append(tail)
+                wanted = 0
+            else:
+                right.append(span)
+        return left, right
+
+
+@dataclass(slots=True, eq=False)
+class BatchReport:
+    """What is known of a batch once it ran: what the metrics topic and the results' envelope say of it.
+
+    ``metrics`` is the backend's execution metrics as JSON, packflow's names, milliseconds; ``attempts`` how often the
+    records had been executed when this came out.
+    """
+
+    batch: Batch
+    worker: int
+    metrics: bytes
+    attempts: int
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What became of one span: per record a ``Status`` and a value.
+
+    The value is the result to publish, or the failure: as JSON text when a worker wrote it, as a ``Failure`` when the
+    parent did.
+    """
+
+    span: Span
+    statuses: bytes
+    values: Sequence[bytes | memoryview | Failure]
+    report: BatchReport

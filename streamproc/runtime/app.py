@@ -1,0 +1,116 @@
+"""Runs a processor as a process: event loop, signals, sidecar, exit code.
+
+``Application`` is a processor with its sidecar, for whoever has an event loop already (the demo, tests).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import Self
+
+import uvloop
+
+from streamproc.broker.connections import KafkaConnections
+from streamproc.broker.interface import Connections
+from streamproc.observe.http import create_app
+from streamproc.observe.logs import configure_logging
+from streamproc.observe.server import Sidecar
+from streamproc.runtime.processor import Processor
+from streamproc.runtime.startup import declared_topics, worker_setup
+from streamproc.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Application:
+    """A processor and its sidecar. Use it as a context manager, or call ``start`` and always ``stop``."""
+
+    def __init__(self, settings: Settings, connections: Connections | None = None) -> None:
+        self.processor = Processor(
+            settings,
+            worker_setup(settings, declared_topics(settings)),
+            connections or KafkaConnections(settings.kafka),
+        )
+        http = settings.http
+        app = create_app(self.processor, self.processor.metrics, http)
+        self.sidecar = Sidecar(app, http.host, http.port) if http.enabled else None
+
+    async def start(self) -> None:
+        """Bind the sidecar's port, then start the processor: probes are answered while the workers load."""
+        if self.sidecar is not None:
+            await self.sidecar.start()
+        await self.processor.start()
+
+    async def stop(self) -> None:
+        """Stop the processor, then the sidecar, which answers until the end."""
+        try:
+            await self.processor.stop()
+        finally:
+            if self.sidecar is not None:
+                await self.sidecar.stop()
+
+    async def __aenter__(self) -> Self:
+        """Start; whatever had been started is stopped if that fails."""
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop."""
+        await self.stop()
+
+
+def run_app(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT, then drain and answer the exit code; a second signal exits at once.
+
+    Raises:
+        StreamprocError: what kept the processor from starting, or ended it.
+    """
+    configure_logging(settings.logging, sys.stderr)
+    return uvloop.run(_run(settings))
+
+
+async def _run(settings: Settings) -> int:
+    application = Application(settings)
+    processor = application.processor
+    asked = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if asked.is_set():
+            processor.kill()
+            sys.stderr.flush()
+            os._exit(128 + number)
+        log.info("%s: draining; once more to exit at once", number.name)
+        asked.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    stopping = loop.create_task(asked.wait())
+    serving = loop.create_task(_serve(application))
+    try:
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            # Interrupts a start that has not come to its end; a running processor drains in ``stop`` below.
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+        else:
+            serving.result()
+    finally:
+        stopping.cancel()
+        await application.stop()
+    return 0
+
+
+async def _serve(application: Application) -> None:
+    await application.start()
+    await application.processor.until_ready()
+    log.info("ready")
+    await application.processor.wait()

@@ -1,0 +1,170 @@
+"""What the worker does with bytes: values to records on the way in, results to values on the way out.
+
+Pure functions of their input, no I/O, no state beyond a task's compiled schemas. A record that cannot be decoded or
+does not match its topic's schema becomes a ``Failure`` of its own; the others of its batch go on.
+
+JSON is read strictly: no NaN or Infinity, no duplicate meanings, nesting to 1024 levels, UTF-8 only, and integers of 64
+bits, since a decoder that silently turns a larger one into a float changes the user's data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jsonschema_rs
+import numpy as np
+import orjson
+
+from streamproc.backend.normalize import ensure_native_types
+from streamproc.records import Failure
+
+DIGITS_BEYOND_64_BITS = 19
+MAX_MESSAGE_CHARS = 1_000
+_ENCODE = orjson.OPT_SERIALIZE_NUMPY
+
+
+class Schema:
+    """The JSON Schema of one topic, compiled."""
+
+    def __init__(self, topic: str, schema: dict[str, Any]) -> None:
+        self._topic = topic
+        self._validator = jsonschema_rs.validator_for(schema, mask="its value")
+
+    def check(self, record: dict[str, Any]) -> Failure | None:
+        """Why the record does not match, or None; the message names the field and the rule, never the record's data."""
+        if self._validator.is_valid(record):
+            return None
+        error = next(iter(self._validator.iter_errors(record)))
+        field = ".".join(str(part) for part in error.instance_path) or "the record"
+        rule = "/".join(str(part) for part in error.schema_path)
+        message = f"{field}: {error.message} (schema of topic {self._topic}, at {rule})"
+        return Failure("schema", "SchemaViolation", shorten(message), retriable=False)
+
+
+def shorten(text: str) -> str:
+    """A message of at most 1,000 characters."""
+    return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
+
+
+def decode(values: Sequence[memoryview | None], payload: memoryview) -> list[dict[str, Any] | Failure]:
+    """Each value as a record, or why it is none; ``payload`` is the values' bytes joined."""
+    records: list[Any]
+    try:
+        records = list(map(orjson.loads, values))  # type: ignore[arg-type]  # a null raises, and the slow path says which
+        clean = set(map(type, records)) <= {dict}
+    except ValueError:
+        clean = False
+    if not clean:
+        records = [_decode_one(value) for value in values]
+    if _has_long_digit_run(payload):
+        for index, value in enumerate(values):
+            if value is not None and not isinstance(records[index], Failure):
+                failure = _check_integers(value)
+                if failure is not None:
+                    records[index] = failure
+    return records
+
+
+def _decode_one(value: memoryview | None) -> dict[str, Any] | Failure:
+    if value is None:
+        return Failure("decode", "NullValue", "the value is null (a tombstone), not a JSON object", retriable=False)
+    try:
+        record = orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        return Failure("decode", "InvalidJSON", shorten(f"the value is not JSON: {error}"), retriable=False)
+    if type(record) is not dict:
+        kind = {list: "an array", str: "a string", type(None): "null", bool: "a boolean"}.get(type(record), "a number")
+        return Failure("decode", "NotAnObject", f"the value is {kind}, not a JSON object", retriable=False)
+    return record
+
+
+def _has_long_digit_run(payload: memoryview) -> bool:
+    """Whether 19 digits may stand in a row: two neighbours among every ninth byte are digits in any such run."""
+    if len(payload) < DIGITS_BEYOND_64_BITS:
+        return False
+    every_ninth = np.frombuffer(payload, dtype=np.uint8)[::9]
+    digit = (every_ninth - 48) < 10
+    return bool((digit[1:] & digit[:-1]).any())
+
+
+def _check_integers(value: memoryview) -> Failure | None:
+    """Why an integer of the value is lost by decoding, or None."""
+    try:
+        json.loads(bytes(value), parse_int=_refuse_wide, parse_float=_ignore)
+    except _WideInteger as wide:
+        return Failure(
+            "decode",
+            "IntegerTooLarge",
+            f"the value holds an integer of {wide.digits} digits, beyond 64 bits; send it as a string",
+            retriable=False,
+        )
+    except RecursionError:
+        return Failure("decode", "InvalidJSON", "the value is nested too deeply to be checked", retriable=False)
+    return None
+
+
+class _WideInteger(Exception):  # noqa: N818 - a signal between two functions, never seen outside
+    def __init__(self, digits: int) -> None:
+        self.digits = digits
+        super().__init__(digits)
+
+
+def _refuse_wide(text: str) -> None:
+    digits = len(text.lstrip("-"))
+    if digits > 20 or (digits >= DIGITS_BEYOND_64_BITS and not -(2**63) <= int(text) < 2**64):
+        raise _WideInteger(digits)
+
+
+def _ignore(text: str) -> None:  # noqa: ARG001 - the parser's hook; only the integers matter
+    return None
+
+
+def encode(output: Any) -> bytes:
+    """One output record as JSON; NaN becomes null.
+
+    Arrays, tensors and images are converted as ``ensure_native_types`` does.
+
+    Raises:
+        TypeError: the record holds something that has no JSON form.
+    """
+    try:
+        return orjson.dumps(output, ensure_native_types, _ENCODE)
+    except TypeError:
+        # Slower, and only needed for keys that are not strings.
+        return orjson.dumps(output, ensure_native_types, _ENCODE | orjson.OPT_NON_STR_KEYS)
+
+
+def encode_failure(failure: Failure) -> bytes:
+    """A failure as JSON, to cross the wire."""
+    return orjson.dumps({"stage": failure.stage, "kind": failure.kind, "message": failure.message})
+
+
+def decode_failure(value: bytes | memoryview) -> Failure:
+    """The failure that ``encode_failure`` wrote."""
+    fields = orjson.loads(value)
+    return Failure(fields["stage"], fields["kind"], fields["message"], retriable=False)
+
+
+class Envelope:
+    """Wraps the results of one batch: result, metrics, source and task in one object.
+
+    The parts that a batch's records share are encoded once.
+    """
+
+    def __init__(self, task: str) -> None:
+        self._tail = b'},"task":' + orjson.dumps(task) + b"}"
+        self._sources: dict[tuple[str, int], bytes] = {}
+
+    def open(self, metrics: bytes, topic: str, partition: int) -> bytes:
+        """What stands between a result and its offset, for the records of one span; for ``wrap``."""
+        source = self._sources.get((topic, partition))
+        if source is None:
+            text = b',"source":{"topic":' + orjson.dumps(topic) + b',"partition":%d,"offset":' % partition
+            source = self._sources[topic, partition] = text
+        return b',"metrics":' + metrics + source
+
+    def wrap(self, encoded: bytes, middle: bytes, offset: int, timestamp: int) -> bytes:
+        """The envelope of one encoded result."""
+        return b'{"result":%b%b%d,"timestamp":%d%b' % (encoded, middle, offset, timestamp, self._tail)

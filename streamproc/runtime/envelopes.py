@@ -1,0 +1,109 @@
+"""What a processor writes beside the results: result headers, dead letters and the metrics record of a batch.
+
+Pure functions. Header names are public: users filter and route by them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from streamproc.records import BatchReport, Failure, Record
+
+Row = tuple[int | None, bytes | None, bytes | memoryview | None, list[tuple[str, bytes | None]]]
+"""A record to write: timestamp in milliseconds or None for now, key, value, headers."""
+
+RECORD_OVERHEAD_BYTES = 128
+"""Bounds what Kafka's format adds to key, value and headers of a record that is alone in its batch."""
+HEADER_OVERHEAD_BYTES = 10
+"""Bounds what Kafka's format adds to a header's name and value."""
+
+
+def source_headers(record: Record) -> list[tuple[str, bytes | None]]:
+    """Where a record came from."""
+    return [
+        ("streamproc-source-topic", record.topic.encode()),
+        ("streamproc-source-partition", b"%d" % record.partition),
+        ("streamproc-source-offset", b"%d" % record.offset),
+    ]
+
+
+def result_row(record: Record, value: bytes | memoryview, report: BatchReport) -> Row:
+    """A result with ``envelope: result``: the facts of the full envelope are in the headers."""
+    headers = [
+        *record.headers,
+        *source_headers(record),
+        ("streamproc-source-timestamp", b"%d" % record.timestamp),
+        ("streamproc-task", report.batch.task.encode()),
+        ("streamproc-metrics", report.metrics),
+    ]
+    return (None, record.key, value, headers)
+
+
+def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit_bytes: int) -> Row:
+    """A record that failed, as it came, with the reason in its headers.
+
+    A value that does not fit the dead-letter topic is cut, and a header says how long it was.
+    """
+    headers = [
+        *record.headers,
+        *source_headers(record),
+        ("streamproc-task", report.batch.task.encode()),
+        ("streamproc-stage", failure.stage.encode()),
+        ("streamproc-error-type", failure.kind.encode()),
+        ("streamproc-error-message", failure.message.encode()),
+        ("streamproc-attempts", b"%d" % report.attempts),
+        ("streamproc-worker", b"%d" % report.worker if report.worker >= 0 else b""),
+    ]
+    value = record.value
+    room = limit_bytes - row_bytes((None, record.key, None, headers)) - 2 * HEADER_OVERHEAD_BYTES - 40
+    if value is not None and len(value) > room:
+        headers.append(("streamproc-value-cut-from-bytes", b"%d" % len(value)))
+        value = value[: max(room, 0)]
+    return (record.timestamp, record.key, value, headers)
+
+
+def row_bytes(row: Row) -> int:
+    """An upper bound of what a row takes in a batch of its own, uncompressed."""
+    _, key, value, headers = row
+    names = sum([len(name.encode()) + len(content or b"") + HEADER_OVERHEAD_BYTES for name, content in headers])
+    return RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"") + names
+
+
+def batch_record(
+    report: BatchReport,
+    *,
+    metrics: dict[str, Any],
+    results: int,
+    failed: int,
+    wall_ms: float,
+    ended_at_ms: int,
+    version: str | None,
+) -> bytes:
+    """The value of a batch's record in the metrics topic.
+
+    packflow's execution metrics, and around them: ``records`` the batch was made of and what became of them, the rule
+    that closed its window, fill of its maximum size, time in the worker, and who ran it. Times are milliseconds.
+    ``padding_ratio`` is null where the task's records have no length.
+    """
+    batch = report.batch
+    return orjson.dumps(
+        {
+            "task": batch.task,
+            "batch": batch.id,
+            "records": batch.size,
+            "results": results,
+            "failed": failed,
+            **metrics,
+            "wall_time": round(wall_ms, 5),
+            "closed_by": batch.closed_by,
+            "fill": round(batch.fill, 5),
+            "padding_ratio": None,
+            "attempts": report.attempts,
+            "worker": report.worker,
+            "backend_version": version,
+            "timestamp": ended_at_ms,
+        },
+        default=str,
+    )

@@ -1,0 +1,263 @@
+"""The processor: starts everything, gives batches to the pool, and stops everything in the right order.
+
+This file and ``task_stream`` are the only ones that know all the stages. Dispatch is driven by events: records that
+arrived, an answer from a worker, a worker that became ready, a deadline that passed; between them the processor sleeps.
+
+Start: check Kafka, bind the sidecar's port, start the workers and, while they load, join the groups.
+Stop:  drain the tasks (nothing new is taken, what is in flight is settled), commit, leave the groups, end the workers,
+       close the sidecar. Every step is bounded by ``shutdown_timeout_s`` as a whole; what is not done by then is not
+       committed, and is read again after the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+
+from streamproc.broker.interface import Connections
+from streamproc.errors import StreamprocError
+from streamproc.observe.health import Health
+from streamproc.observe.metrics import Metrics
+from streamproc.observe.status import ProcessorStatus
+from streamproc.records import Batch, Failure
+from streamproc.runtime.inspection import Inspector
+from streamproc.runtime.pool import Pool, PoolEvents, Reply
+from streamproc.runtime.task_stream import TaskStream
+from streamproc.settings import Settings
+
+TICK_S = 1.0
+MIN_TIMER_S = 0.0002
+
+log = logging.getLogger(__name__)
+
+
+class Processor:
+    """One replica of an application. Belongs to one event loop; used once.
+
+    Args:
+        settings: What to run.
+        setup: What the workers are told at their start, see ``startup.worker_setup``.
+        connections: How to reach Kafka.
+        metrics: Where to count; a registry of its own by default.
+        clock: A clock that does not go back, in seconds.
+        wall_clock: Seconds since 1970.
+        rng: Jitters retries.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        setup: Mapping[str, Any],
+        connections: Connections,
+        *,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics or Metrics()
+        self.clock = clock
+        self._connections = connections
+        self._failure: StreamprocError | None = None
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._timer: tuple[float, asyncio.TimerHandle] | None = None
+        self._dispatch_scheduled = False
+        self._ticking: asyncio.Task[None] | None = None
+        self._draining = False
+        self._stopped = False
+        self.pool = Pool(
+            settings.pool,
+            dict(setup),
+            PoolEvents(self._on_reply, self._on_failed, self._schedule, self._on_restart, self._on_fatal),
+            clock,
+        )
+        ids = itertools.count(1)
+        self.tasks = {
+            name: TaskStream(
+                name,
+                settings,
+                connections,
+                self.metrics.task(name),
+                next_id=lambda: next(ids),
+                rng=rng or random.Random(),  # noqa: S311 - jitter, no secret
+                clock=clock,
+                wall_clock=wall_clock,
+                on_work=self._schedule,
+                on_fatal=self._on_fatal,
+            )
+            for name in settings.tasks
+        }
+        self._inspector = Inspector(self, wall_clock)
+
+    # -- life
+
+    async def start(self) -> None:
+        """Reach Kafka, start the workers, join the groups. Raises StreamprocError; then ``stop`` cleans up."""
+        await self._connections.probe()
+        await self.pool.start()
+        await asyncio.gather(*(task.start() for task in self.tasks.values()))
+        self._ticking = asyncio.get_running_loop().create_task(self._tick(), name="tick")
+
+    async def until_ready(self) -> None:
+        """Wait until ``ready`` says yes. Raises what ended the processor before."""
+        while not self.ready().ok:
+            await asyncio.wait({self._ended}, timeout=0.02)
+            if self._ended.done():
+                await self.wait()
+
+    async def wait(self) -> None:
+        """Until the processor was stopped; raises the error that ended it, if one did."""
+        await asyncio.shield(self._ended)
+        if self._failure is not None:
+            raise self._failure
+
+    async def stop(self) -> None:
+        """Drain, commit and close; within ``shutdown_timeout_s``. After a failure nothing is drained."""
+        if self._stopped:
+            return
+        self._stopped = True
+        begun = self.clock()
+        if self._failure is None:
+            await self._drain()
+        self._draining = True
+        if self._timer is not None:
+            self._timer[1].cancel()
+        await self.pool.stop()
+        await asyncio.gather(*(task.stop() for task in self.tasks.values()))
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
+        log.info("stopped in %.2f s", self.clock() - begun)
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def kill(self) -> None:
+        """End the workers at once, for an exit that does not wait."""
+        self.pool.kill()
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(self.settings.shutdown_timeout_s):
+                await asyncio.gather(*(task.drain() for task in self.tasks.values()))
+        except TimeoutError:
+            log.warning(
+                "%d records did not finish within shutdown_timeout_s (%g s); they are not committed and will be read "
+                "again",
+                sum(task.in_flight() for task in self.tasks.values()),
+                self.settings.shutdown_timeout_s,
+            )
+
+    def _on_fatal(self, error: StreamprocError) -> None:
+        if self._failure is None:
+            self._failure = error
+            if not self._ended.done():
+                self._ended.set_result(None)
+
+    # -- dispatch
+
+    def _schedule(self) -> None:
+        """Dispatch soon: once per turn of the loop, however many events ask for it."""
+        if not self._dispatch_scheduled:
+            self._dispatch_scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatch_scheduled = False
+        if self._draining or self._failure is not None:
+            return
+        now = self.clock()
+        while self.pool.room() and (batch := self._next_batch(now)) is not None:
+            self.metrics.task(batch.task).batch_dispatched(batch, now)
+            self.pool.submit(batch)
+        self._set_timer(now)
+
+    def _next_batch(self, now: float) -> Batch | None:
+        """Batches to be run again first; then, of the windows that are due, the one that has been open longest."""
+        for task in self.tasks.values():
+            if (batch := task.take_again()) is not None:
+                return batch
+        idle = self.pool.idle() > 0
+        chosen: tuple[float, TaskStream, str] | None = None
+        for task in self.tasks.values():
+            opened_at = task.batcher.opened_at
+            if opened_at is None or (chosen is not None and opened_at >= chosen[0]):
+                continue
+            # A batch that would only queue behind another had better go on growing, unless it is full.
+            rule = task.batcher.full()
+            if rule is None and idle:
+                rule = task.batcher.due(now, backlog=task.backlog)
+            if rule is not None:
+                chosen = (opened_at, task, rule)
+        return chosen[1].batcher.take(now, chosen[2]) if chosen is not None else None
+
+    def _set_timer(self, now: float) -> None:
+        """Wake at the next deadline; while no worker is free its answer wakes us."""
+        deadlines = [deadline for task in self.tasks.values() if (deadline := task.batcher.deadline) is not None]
+        deadline = min(deadlines) if deadlines and self.pool.idle() else None
+        if self._timer is not None:
+            if self._timer[0] == deadline:
+                return
+            self._timer[1].cancel()
+            self._timer = None
+        if deadline is not None:
+            delay = max(deadline - now, MIN_TIMER_S)
+            self._timer = (deadline, asyncio.get_running_loop().call_later(delay, self._on_timer))
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._dispatch()
+
+    # -- answers
+
+    def _on_reply(self, reply: Reply) -> None:
+        self.tasks[reply.batch.task].replied(reply)
+
+    def _on_failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
+        self.tasks[batch.task].failed(batch, failure, executed, worker)
+
+    def _on_restart(self, cause: Any) -> None:
+        self.metrics.worker_restarted(cause)
+
+    # -- what is seen from outside
+
+    async def _tick(self) -> None:
+        while True:
+            self._inspector.observe(self.clock())
+            for worker in self.pool.workers():
+                if worker.pid and worker.state != "ended":
+                    try:
+                        worker.rss_bytes = psutil.Process(worker.pid).memory_info().rss
+                    except psutil.Error:
+                        continue
+                    self.metrics.set_worker_rss(worker.index, worker.rss_bytes)
+            await asyncio.sleep(TICK_S)
+
+    def live(self) -> Health:
+        """Whether it makes progress."""
+        return self._inspector.live(self.clock())
+
+    def ready(self) -> Health:
+        """Whether it can take work."""
+        return self._inspector.ready()
+
+    def status(self) -> ProcessorStatus:
+        """Everything worth seeing."""
+        return self._inspector.status(self.clock())
+
+    @property
+    def failure(self) -> StreamprocError | None:
+        """What ended the processor, if something did."""
+        return self._failure
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is on its way out."""
+        return self._stopped or self._failure is not None

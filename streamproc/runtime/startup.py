@@ -1,0 +1,41 @@
+"""What a processor needs to know before it starts: the declared topics' schemas and samples, and the workers' setup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamproc.broker.topics import DeclaredTopic, load_topics
+from streamproc.settings import Settings
+
+
+def declared_topics(settings: Settings) -> dict[str, DeclaredTopic]:
+    """The topics declared in ``topics_dir``; none where there is no such folder. Raises SettingsError."""
+    return load_topics(settings.topics_dir) if settings.topics_dir.is_dir() else {}
+
+
+def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict[str, Any]:
+    """What a worker is told at its start, ready for JSON: backend, tasks with schemas and warm-up records."""
+    return {
+        "backend": {
+            "path": settings.backend.path,
+            "loader": settings.backend.loader,
+            "base_dir": str(settings.backend.base_dir.absolute()),
+            "config": settings.backend.config,
+        },
+        "tasks": {
+            name: {
+                "schemas": {
+                    topic: declared[topic].schema_document
+                    for topic in task.input.topics
+                    if topic in declared and declared[topic].schema_document is not None
+                },
+                "envelope": task.output.envelope,
+                "warmup": [
+                    sample for topic in task.input.topics if topic in declared for sample in declared[topic].samples
+                ][: task.batch.max_size],
+            }
+            for name, task in settings.tasks.items()
+        },
+        "shared_memory_threshold_bytes": settings.pool.shared_memory_threshold_bytes,
+        "logging": settings.logging.model_dump(),
+    }

@@ -1,0 +1,466 @@
+"""One task's stream: its consumer, producer and stages, wired in the order in which a record meets them.
+
+    source → batcher ─ ─ (processor, pool) ─ ─ isolation → sequencer → sink → ledger
+
+The processor decides when a batch goes to the shared pool, and brings its answer back here. A task rebalances, lags
+and pushes back apart from the others.
+
+Invariants:
+
+- A record that was read is, until its partition goes away, in exactly one place: the batcher, the pool, a retry that
+  waits, the sequencer, or the sink; and the ledger counts it as in flight until it is settled.
+- When partitions are revoked: nothing more is taken from them, what was not dispatched goes back to Kafka, what was has
+  a bounded time to finish, then offsets are committed and the leases end. Whatever comes later counts for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from streamproc.broker.interface import Connections
+from streamproc.errors import BrokerError, CommitRejectedError, SinkError, StreamprocError, TaskStoppedError
+from streamproc.observe.metrics import TaskMetrics
+from streamproc.records import Batch, BatchReport, Failure, Outcome, Record, Span, Status, TopicPartition
+from streamproc.runtime.batcher import Batcher
+from streamproc.runtime.codec import decode_failure
+from streamproc.runtime.envelopes import batch_record
+from streamproc.runtime.isolation import Isolation, Retry, Split
+from streamproc.runtime.ledger import Ledger
+from streamproc.runtime.pool import Reply
+from streamproc.runtime.sequencer import make_sequencer
+from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
+from streamproc.runtime.source import Room, Source
+from streamproc.settings import Settings
+
+DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
+"""What a topic takes where the broker does not say: Kafka's own default, less its overhead."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counts:
+    """Records of a task since the start."""
+
+    taken: int = 0
+    results: int = 0
+    dead: int = 0
+    dropped: int = 0
+    retried: int = 0
+
+
+class TaskStream:
+    """A task of a processor while it runs."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        connections: Connections,
+        metrics: TaskMetrics,
+        *,
+        next_id: Callable[[], int],
+        rng: random.Random,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        on_work: Callable[[], None],
+        on_fatal: Callable[[StreamprocError], None],
+    ) -> None:
+        """``on_work`` is called when there may be something to dispatch, ``on_fatal`` once the task cannot go on."""
+        self.name = name
+        self.group = settings.group_of(name)
+        self.topics = settings.topics_of(name)
+        self._settings = settings.tasks[name]
+        self._drain_s = settings.rebalance_drain_s
+        self._backend_version = settings.backend.version
+        self._metrics = metrics
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._on_work = on_work
+        self._on_fatal = on_fatal
+        self._connections = connections
+        client_id = f"{settings.kafka.client_id or settings.name}.{name}"
+        self.consumer = connections.consumer(
+            group_id=self.group, client_id=client_id, auto_offset_reset=self._settings.input.auto_offset_reset
+        )
+        self._producer = connections.producer(client_id=client_id, compression=self._settings.output.compression)
+        self._next_id = next_id
+        self.batcher = Batcher(name, self._settings.batch, next_id)
+        self.ledger = Ledger()
+        self._isolation = Isolation(self._settings.on_error, next_id, rng)
+        self._sequencer = make_sequencer(self._settings.ordering)
+        limits = self._settings.limits
+        self.source = Source(
+            self.consumer,
+            Room(limits.max_in_flight_records, limits.max_in_flight_bytes),
+            lambda: (self.ledger.in_flight_records, self.ledger.in_flight_bytes),
+            self._on_records,
+            self._on_pause,
+        )
+        self._sink: Sink | None = None
+        self.again: list[Batch] = []
+        """Batches to be executed once more, which go before new ones."""
+        self._retries: dict[int, tuple[asyncio.TimerHandle, Batch]] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self._commit_lock = asyncio.Lock()
+        self._settled = asyncio.Event()
+        self.assigned = asyncio.Event()
+        self.state = "starting"
+        self.counts = Counts()
+        self.last: Reply | None = None
+        self._late = 0
+
+    # -- start and stop
+
+    async def start(self) -> None:
+        """Connect, look at the output topics, and join the group. Raises BrokerError."""
+        await self._producer.start()
+        known = {}
+        for topic in (self.topics.results, self.topics.dead, self.topics.metrics):
+            limit = await self._producer.max_message_bytes(topic)
+            known[topic] = OutputTopic(
+                topic, await self._producer.partition_count(topic), limit or DEFAULT_MAX_MESSAGE_BYTES
+            )
+        self._sink = Sink(
+            self._producer,
+            self.topics,
+            known=known,
+            input_partitions={topic: await self._producer.partition_count(topic) for topic in self.topics.inputs},
+            partition_of_key=self._connections.partition_of_key,
+            events=SinkEvents(self._on_settled, self._on_written, self._on_dead, self._on_sink_error),
+            full_envelope=self._settings.output.envelope == "full",
+        )
+        self.state = "running"
+        await self.consumer.start(list(self.topics.inputs), self._on_revoked, self._on_assigned)
+        loop = asyncio.get_running_loop()
+        self._background = [
+            loop.create_task(self._guard(self.source.run()), name=f"{self.name}: source"),
+            loop.create_task(self._guard(self._commit_regularly()), name=f"{self.name}: commits"),
+        ]
+
+    async def drain(self) -> None:
+        """Take nothing more, give back what was not dispatched, and wait until everything else is settled."""
+        self.state = "draining"
+        self.source.stop()
+        self._give_back(self.batcher.discard())
+        await self._until_settled(list(self._partitions()))
+        if self._sink is not None:
+            await self._sink.flush()
+
+    async def stop(self) -> None:
+        """Commit what is settled, leave the group and close the connections."""
+        self.state = "stopped"
+        for handle, _ in self._retries.values():
+            handle.cancel()
+        self._retries.clear()
+        if self._sink is not None:
+            await self._sink.abort()
+        with contextlib.suppress(BrokerError):
+            await self._commit()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.consumer.stop()
+        await self._producer.stop()
+
+    async def _guard(self, work: Any) -> None:
+        try:
+            await work
+        except StreamprocError as error:
+            self._on_fatal(error)
+
+    # -- records in
+
+    def _on_records(self, partition: TopicPartition, records: Sequence[Record]) -> int:
+        lease = self.ledger.lease(partition)
+        if lease is None:
+            return 0
+        sizes = [len(record.value or b"") for record in records]
+        largest = max(sizes)
+        span = Span(lease, self.ledger.next_sequence(lease), records, sum(sizes), self._clock())
+        self.ledger.read(span)
+        self._sequencer.expect(span)
+        self._metrics.records_in.inc(len(records))
+        self.counts.taken += len(records)
+        if largest > self._settings.input.max_value_bytes:
+            self._add_without_large(span, sizes)
+        else:
+            self.batcher.add(span)
+        self._on_work()
+        return largest
+
+    def _add_without_large(self, span: Span, sizes: list[int]) -> None:
+        """Batch what is small enough, and fail what is not, before it costs a worker anything."""
+        limit = self._settings.input.max_value_bytes
+        rest: Span | None = span
+        for size in sizes:
+            if rest is None:
+                return
+            if size <= limit:
+                head, rest = _split_first(rest)
+                self.batcher.add(head)
+                continue
+            head, rest = _split_first(rest)
+            message = (
+                f"the value has {size} bytes, more than tasks.{self.name}.input.max_value_bytes allows ({limit}); "
+                f"raise it, or send less"
+            )
+            self._give_up(self._lone_batch(head), Failure("source", "ValueTooLarge", message, retriable=False), -1)
+
+    def _lone_batch(self, span: Span) -> Batch:
+        now = span.arrived_at
+        return Batch(self._next_id(), self.name, [span], now, now, "rejected", 0.0, attempt=0)
+
+    def _on_pause(self, paused: bool) -> None:
+        if paused:
+            self._metrics.pauses.inc()
+        self._metrics.paused_partitions.set(self.source.assigned_partitions if paused else 0)
+
+    @property
+    def backlog(self) -> bool:
+        """Whether Kafka is known to hold more records than were read."""
+        for partition in self._partitions():
+            position, end = self.consumer.position(partition), self.consumer.highwater(partition)
+            if position is not None and end is not None and position < end:
+                return True
+        return False
+
+    # -- batches back from the pool
+
+    def replied(self, reply: Reply) -> None:
+        """A batch was executed."""
+        batch = reply.batch
+        self.last = reply
+        metrics = self._metrics
+        metrics.batches_ok.inc()
+        metrics.batch_wall.observe(reply.wall_ms / 1_000)
+        metrics.steps_ran(reply.metrics.get("execution_times") or {})
+        metrics.decode.observe(reply.decode_ms / 1_000)
+        metrics.encode.observe(reply.encode_ms / 1_000)
+        in_headers = self._settings.output.envelope == "result"
+        report = BatchReport(
+            batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
+        )
+        failed = batch.size - reply.statuses.count(Status.RESULT)
+        self._report(report, reply.metrics, batch.size - failed, failed, reply.wall_ms)
+        start = 0
+        for span in batch.spans:
+            stop = start + len(span.records)
+            self._complete(Outcome(span, reply.statuses[start:stop], reply.values[start:stop], report))
+            start = stop
+
+    def failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
+        """A batch was not executed to its end; ``executed`` says whether it was begun."""
+        if not executed:
+            self.again.append(batch)
+            self._on_work()
+            return
+        self._metrics.batches_failed.inc()
+        log.warning(
+            "task %s: batch %d of %d records failed in %s, execution %d: %s: %s",
+            *(self.name, batch.id, batch.size, failure.stage, batch.attempt, failure.kind, failure.message),
+        )
+        decision = self._isolation.decide(batch, failure)
+        if isinstance(decision, Retry):
+            handle = asyncio.get_running_loop().call_later(decision.delay_s, self._retry, decision.batch.id)
+            self._retries[decision.batch.id] = (handle, decision.batch)
+        elif isinstance(decision, Split):
+            self.again.extend(decision.halves)
+            self._on_work()
+        else:
+            self._give_up(batch, failure, worker)
+
+    def take_again(self) -> Batch | None:
+        """The next batch to execute once more, without the records whose partitions have gone."""
+        while self.again:
+            batch = self.again.pop(0)
+            live = [span for span in batch.spans if self.ledger.is_live(span.lease)]
+            if not live:
+                continue
+            if len(live) < len(batch.spans):
+                batch.restrict(live)
+            if batch.attempt > 1:
+                self.counts.retried += batch.size
+            return batch
+        return None
+
+    def _retry(self, batch_id: int) -> None:
+        _, batch = self._retries.pop(batch_id)
+        self.again.append(batch)
+        self._on_work()
+
+    def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
+        """Every record of the batch has failed for good."""
+        report = BatchReport(batch, worker, b"{}", attempts=batch.attempt)
+        self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
+        for span in batch.spans:
+            count = len(span.records)
+            self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
+
+    def _report(self, report: BatchReport, metrics: dict[str, Any], results: int, failed: int, wall_ms: float) -> None:
+        self._open_sink.write_metrics(
+            self.name,
+            batch_record(
+                report,
+                metrics=metrics,
+                results=results,
+                failed=failed,
+                wall_ms=wall_ms,
+                ended_at_ms=int(self._wall_clock() * 1_000),
+                version=self._backend_version,
+            ),
+        )
+
+    def _complete(self, outcome: Outcome) -> None:
+        if not self.ledger.is_live(outcome.span.lease):
+            self._late += len(outcome.span.records)
+            log.info(
+                "task %s: %d outcomes of %s came after the partition had moved, and are dropped; its new owner "
+                "processes the records again (%d so far)",
+                *(self.name, len(outcome.span.records), outcome.span.lease.partition, self._late),
+            )
+            return
+        if any(outcome.statuses):
+            policy = self._settings.on_error.then
+            if policy == "stop":
+                self._stop_for(outcome)
+                return
+            if policy == "drop":
+                outcome = self._drop(outcome)
+        self._open_sink.write(self._sequencer.complete(outcome))
+
+    def _drop(self, outcome: Outcome) -> Outcome:
+        for status, value in zip(outcome.statuses, outcome.values, strict=True):
+            if status == Status.FAILED:
+                failure = value if isinstance(value, Failure) else decode_failure(value)
+                self._metrics.dropped(failure.stage, failure.kind).inc()
+                self.counts.dropped += 1
+        statuses = outcome.statuses.replace(bytes([Status.FAILED]), bytes([Status.DROPPED]))
+        return Outcome(outcome.span, statuses, outcome.values, outcome.report)
+
+    def _stop_for(self, outcome: Outcome) -> None:
+        index = next(i for i, status in enumerate(outcome.statuses) if status == Status.FAILED)
+        value = outcome.values[index]
+        failure = value if isinstance(value, Failure) else decode_failure(value)
+        (topic, partition), offset = outcome.span.lease.partition, outcome.span.records[index].offset
+        self._on_fatal(
+            TaskStoppedError(
+                f"task {self.name} stops, as tasks.{self.name}.on_error.then says, at topic {topic}, partition "
+                f"{partition}, offset {offset}: {failure.stage} failed with {failure.kind}: {failure.message}; mend "
+                f"the record or the backend and start again, it is not committed",
+                task=self.name,
+                topic=topic,
+                partition=partition,
+                offset=offset,
+            )
+        )
+
+    # -- results out
+
+    @property
+    def _open_sink(self) -> Sink:
+        if self._sink is None:
+            raise AssertionError("the task has not been started")
+        return self._sink
+
+    def _on_settled(self, span: Span) -> None:
+        if self.ledger.settle(span):
+            self._settled.set()
+            self.source.relieved()
+
+    def _on_written(self, output: str, count: int) -> None:
+        if output == "results":
+            self._metrics.records_out.inc(count)
+            self.counts.results += count
+
+    def _on_dead(self, failure: Failure) -> None:
+        self._metrics.dead(failure.stage, failure.kind).inc()
+        self.counts.dead += 1
+
+    def _on_sink_error(self, error: SinkError) -> None:
+        self._on_fatal(error)
+
+    # -- offsets and rebalances
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.commit_interval_ms / 1_000)
+            try:
+                await self._commit()
+            except BrokerError as error:
+                log.warning("task %s: %s; trying again in %d ms", self.name, error, self._settings.commit_interval_ms)
+
+    async def _commit(self, partitions: Iterable[TopicPartition] | None = None) -> None:
+        async with self._commit_lock:
+            offsets = self.ledger.committable(partitions)
+            if not offsets:
+                return
+            try:
+                await self.consumer.commit(offsets)
+            except CommitRejectedError as error:
+                self._metrics.commit_failures.inc()
+                log.info("task %s: %s", self.name, error)
+            except BrokerError:
+                self._metrics.commit_failures.inc()
+                raise
+            else:
+                self._metrics.commits.inc()
+                self.ledger.committed(offsets)
+
+    async def _on_assigned(self, partitions: set[TopicPartition]) -> None:
+        self._metrics.rebalances.inc()
+        self.ledger.open(sorted(partitions))
+        self.source.assigned(partitions)
+        self.assigned.set()
+        log.info("task %s: %d partitions assigned in group %s", self.name, len(partitions), self.group)
+        self._on_work()
+
+    async def _on_revoked(self, partitions: set[TopicPartition]) -> None:
+        self.source.revoked(partitions)
+        leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
+        self._give_back(self.batcher.discard(leases))
+        try:
+            async with asyncio.timeout(self._drain_s):
+                await self._until_settled(partitions)
+        except TimeoutError:
+            log.warning(
+                "task %s: %d records of %d revoked partitions did not finish within rebalance_drain_s (%g s); their "
+                "new owner processes them again",
+                *(self.name, self.ledger.in_flight(partitions), len(partitions), self._drain_s),
+            )
+        with contextlib.suppress(BrokerError):
+            await self._commit(partitions)
+        self.ledger.close(partitions)
+        self._sequencer.forget(leases)
+        for partition in partitions:
+            self._metrics.forget(partition)
+        self.assigned.clear()
+
+    def _give_back(self, spans: Sequence[Span]) -> None:
+        for span in spans:
+            self.ledger.discard(span)
+
+    async def _until_settled(self, partitions: Iterable[TopicPartition]) -> None:
+        partitions = list(partitions)
+        while self.ledger.in_flight(partitions):
+            self._settled.clear()
+            await self._settled.wait()
+
+    def _partitions(self) -> list[TopicPartition]:
+        return [books.partition for books in self.ledger.partitions()]
+
+    def in_flight(self) -> int:
+        """Records that are read and not settled."""
+        return self.ledger.in_flight_records
+
+
+def _split_first(span: Span) -> tuple[Span, Span | None]:
+    return span.split(1) if len(span.records) > 1 else (span, None)

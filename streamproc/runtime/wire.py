@@ -1,0 +1,248 @@
+"""What crosses the socket between the parent and a worker, and how.
+
+A frame is a fixed header, a head (a small JSON object, one per batch) and a body (bytes). Bodies hold numpy-compatible
+arrays in native byte order followed by the records' values, joined; nothing is pickled and the parent decodes no value.
+
+    batch body   lengths int64[n] | offsets int64[n] | timestamps int64[n] | values     length -1 is a null value
+    reply body   statuses uint8[n] | lengths uint32[n] | values                         one status byte per record
+
+A body of ``shared_memory_threshold_bytes`` or more travels through a ``Segment`` instead: memory that the parent makes
+and both map, so that nothing is left behind when a worker is killed. A worker has two segments each way, used in turn;
+it never holds more than two batches, so a segment is free again before its turn comes.
+
+Blocking: ``FrameReceiver`` and ``Segment`` never block; ``read_frame`` and ``write_frame``, the worker's side, do.
+Order: frames arrive in the order in which they were sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import socket
+import struct
+import tempfile
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import accumulate, pairwise
+from typing import Any
+
+import orjson
+
+from streamproc.records import Span
+
+HEADER = struct.Struct("=BxxxIQ")
+BATCHES_PER_WORKER = 2
+MAX_HEAD_BYTES = 64 * 1024 * 1024
+MAX_REPLY_VALUE_BYTES = 2**32 - 1
+
+
+class Kind(IntEnum):
+    """What a frame says."""
+
+    SETUP = 1
+    BATCH = 2
+    STOP = 3
+    READY = 4
+    NOT_READY = 5
+    START_FAILED = 6
+    REPLY = 7
+    FAILED = 8
+
+
+@dataclass(slots=True)
+class Frame:
+    """One message: ``head`` is decoded JSON, ``body`` raw bytes."""
+
+    kind: Kind
+    head: dict[str, Any]
+    body: memoryview | bytes = b""
+
+
+class Segment:
+    """Shared memory of one batch body: an unnamed file that lives as long as somebody maps it.
+
+    It grows to the largest body that it had to hold, never beyond what the batch limits allow.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map: mmap.mmap | None = None
+
+    @classmethod
+    def create(cls) -> Segment:
+        """A new, empty segment; its descriptor is passed to the worker when that is started."""
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create("streamproc", os.MFD_CLOEXEC))
+        with tempfile.TemporaryFile() as file:
+            return cls(os.dup(file.fileno()))
+
+    def write(self, parts: Sequence[bytes | memoryview], size: int) -> None:
+        """Copy the parts, ``size`` bytes together, to the segment's start."""
+        view = self._mapped(size, grow=True)
+        position = 0
+        for part in parts:
+            end = position + len(part)
+            view[position:end] = part
+            position = end
+
+    def read(self, size: int) -> bytes:
+        """A private copy of the first ``size`` bytes."""
+        return self._mapped(size, grow=False)[:size]
+
+    def close(self) -> None:
+        """Unmap and close; the memory is released when the other side does the same or ends."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _mapped(self, size: int, *, grow: bool) -> mmap.mmap:
+        if self._map is None or len(self._map) < size:
+            if self._map is not None:
+                self._map.close()
+            if grow and os.fstat(self.fd).st_size < size:
+                os.ftruncate(self.fd, size)
+            self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)
+        return self._map
+
+
+def encode_frame(kind: Kind, head: dict[str, Any], parts: Sequence[bytes | memoryview] = (), size: int = 0) -> bytes:
+    """A whole frame as one piece; ``size`` is the length of the parts together."""
+    encoded = orjson.dumps(head)
+    return b"".join((HEADER.pack(kind, len(encoded), size), encoded, *parts))
+
+
+def batch_parts(spans: Sequence[Span]) -> tuple[list[bytes | memoryview], int]:
+    """The body of a batch frame as parts to join, and their length together."""
+    records = [record for span in spans for record in span.records]
+    values = [record.value for record in records]
+    lengths = array("q", [-1 if value is None else len(value) for value in values])
+    offsets = array("q", [record.offset for record in records])
+    timestamps = array("q", [record.timestamp for record in records])
+    parts: list[bytes | memoryview] = [lengths.tobytes(), offsets.tobytes(), timestamps.tobytes()]
+    parts.extend([value for value in values if value])
+    return parts, 24 * len(records) + sum([span.size_bytes for span in spans])
+
+
+@dataclass(slots=True)
+class BatchBody:
+    """A batch as the worker sees it; ``values`` are slices of the frame, None where the record's value is null."""
+
+    values: list[memoryview | None]
+    offsets: Sequence[int]
+    timestamps: Sequence[int]
+
+
+def decode_batch(body: memoryview | bytes, count: int) -> BatchBody:
+    """The arrays and values of a batch body of ``count`` records."""
+    view = memoryview(body)
+    lengths = view[: 8 * count].cast("q").tolist()
+    payload = view[24 * count :]
+    ends = list(accumulate([max(0, length) for length in lengths], initial=0))
+    values: list[memoryview | None] = [payload[start:stop] for start, stop in pairwise(ends)]
+    if -1 in lengths:
+        values = [None if length < 0 else value for length, value in zip(lengths, values, strict=True)]
+    return BatchBody(
+        values, view[8 * count : 16 * count].cast("q").tolist(), view[16 * count : 24 * count].cast("q").tolist()
+    )
+
+
+def reply_parts(statuses: bytes, values: Sequence[bytes]) -> tuple[list[bytes | memoryview], int]:
+    """The body of a reply frame as parts to join, and their length together."""
+    lengths = array("I", [len(value) for value in values])
+    return [statuses, lengths.tobytes(), *values], 5 * len(values) + sum(lengths)
+
+
+def decode_reply(body: memoryview | bytes, count: int) -> tuple[bytes, list[memoryview]]:
+    """The statuses and values of a reply body of ``count`` records; values are slices of the body."""
+    view = memoryview(body)
+    ends = list(accumulate(array("I", view[count : 5 * count].tobytes()), initial=0))
+    payload = view[5 * count :]
+    return bytes(view[:count]), [payload[start:stop] for start, stop in pairwise(ends)]
+
+
+class FrameReceiver(asyncio.BufferedProtocol):
+    """The parent's end of a worker's socket: reads straight into a buffer of the frame's size.
+
+    ``on_frame`` gets each whole frame, ``on_closed`` is called once, after the last one.
+    """
+
+    def __init__(self, on_frame: Callable[[Frame], None], on_closed: Callable[[], None]) -> None:
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._header = bytearray(HEADER.size)
+        self._buffer = memoryview(self._header)
+        self._filled = 0
+        self._frame: tuple[Kind, int] | None = None
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the protocol's signature; our sizes are exact
+        """The rest of the header or frame that is being read."""
+        return self._buffer[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Go on to the frame after its header, and to the next header after the frame."""
+        self._filled += nbytes
+        if self._filled < len(self._buffer):
+            return
+        if self._frame is None:
+            kind, head_size, body_size = HEADER.unpack(self._header)
+            self._frame = (Kind(kind), head_size)
+            self._expect(memoryview(bytearray(head_size + body_size)))
+            if head_size + body_size:
+                return
+        kind, head_size = self._frame
+        content = self._buffer
+        self._frame = None
+        self._expect(memoryview(self._header))
+        self._on_frame(Frame(kind, orjson.loads(content[:head_size]), content[head_size:]))
+
+    def eof_received(self) -> bool:
+        """Close our side too."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - a reset says no more than an end
+        """The worker closed its end or died."""
+        self._on_closed()
+
+    def _expect(self, buffer: memoryview) -> None:
+        self._buffer = buffer
+        self._filled = 0
+
+
+def read_frame(connection: socket.socket) -> Frame | None:
+    """The next frame, or None when the parent has closed its end. Blocks."""
+    header = _receive(connection, HEADER.size)
+    if header is None:
+        return None
+    kind, head_size, body_size = HEADER.unpack(header)
+    content = _receive(connection, head_size + body_size)
+    if content is None:
+        return None
+    return Frame(Kind(kind), orjson.loads(content[:head_size]), content[head_size:])
+
+
+def write_frame(
+    connection: socket.socket,
+    kind: Kind,
+    head: dict[str, Any],
+    parts: Sequence[bytes | memoryview] = (),
+    size: int = 0,
+) -> None:
+    """Send a frame. Blocks until the parent has taken it."""
+    connection.sendall(encode_frame(kind, head, parts, size))
+
+
+def _receive(connection: socket.socket, size: int) -> memoryview | None:
+    view = memoryview(bytearray(size))
+    filled = 0
+    while filled < size:
+        count = connection.recv_into(view[filled:])
+        if count == 0:
+            return None
+        filled += count
+    return view

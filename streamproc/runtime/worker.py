@@ -1,0 +1,331 @@
+"""A worker process: loads the user's backend, then runs one batch after the other.
+
+Started by the pool as a fresh interpreter, with its environment set before any import. It talks to the parent over one
+socket (``wire``) and blocks on it: there is nothing else to do while it waits. It ends when the parent closes the
+socket, says STOP, or dies.
+
+Order: batches are answered in the order in which they came. Nothing is retried here. A record that cannot be decoded,
+does not match its schema, gets a ``RecordError`` from the backend or cannot be encoded fails by itself; an exception of
+the backend or a wrong number of outputs fails the batch, and the parent finds the culprit.
+
+Invariant: a backend that is not ``ready()`` gets no batch that was sent after it said so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from streamproc.backend.record_error import RecordError
+from streamproc.backend.tasks import resolve_task
+from streamproc.errors import BackendError, StreamprocError
+from streamproc.loaders import InferenceBackendLoader, LocalLoader, ModuleLoader
+from streamproc.observe.logs import configure_logging
+from streamproc.records import Failure, Status
+from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_failure, shorten
+from streamproc.runtime.wire import (
+    BATCHES_PER_WORKER,
+    MAX_REPLY_VALUE_BYTES,
+    BatchBody,
+    Frame,
+    Kind,
+    Segment,
+    decode_batch,
+    read_frame,
+    reply_parts,
+    write_frame,
+)
+from streamproc.settings import LoggingSettings
+
+READY_POLL_S = 0.25
+READY_CHECK_S = 5.0
+_STEP = re.compile(r"^(preprocess|transform_inputs|execute|transform_outputs)\(\)")
+_PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger("streamproc.worker")
+
+
+@dataclass(slots=True)
+class Reply:
+    """The answer to one batch: per record a status byte and a value, and the metrics as JSON."""
+
+    statuses: bytes
+    values: Sequence[bytes]
+    metrics: bytes
+    codec_ms: tuple[float, float]
+
+
+class BatchFailedError(Exception):
+    """The batch as a whole failed; ``failure`` says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        super().__init__(failure.message)
+
+
+class TaskRunner:
+    """Runs the batches of one task: decode, check, backend, encode."""
+
+    def __init__(
+        self, name: str, backend: Callable[[list[dict[str, Any]]], Any], schemas: dict[str, Any], envelope: str
+    ) -> None:
+        self._backend: Any = backend
+        self._schemas = {topic: Schema(topic, schema) for topic, schema in schemas.items()}
+        self._envelope = Envelope(name) if envelope == "full" else None
+
+    def run(
+        self, spans: Sequence[tuple[str, int, int]], body: BatchBody, payload: memoryview, queued_ms: float
+    ) -> Reply:
+        """Run one batch; ``spans`` are (topic, partition, records), in the order of the body.
+
+        Raises:
+            BatchFailedError: the backend raised, or answered with something else than one output per record.
+        """
+        begun = time.perf_counter()
+        decoded = decode(body.values, payload)
+        if self._schemas:
+            self._check_schemas(spans, decoded)
+        records = [record for record in decoded if type(record) is dict]
+        decoded_at = time.perf_counter()
+        outputs, metrics = self._run_backend(records) if records else ([], {"batch_size": 0})
+        metrics["queue_time"] = round(queued_ms, 5)
+        encoded_from = time.perf_counter()
+        encoded_metrics = orjson.dumps(metrics, default=str)
+        statuses, values = self._encode(spans, body, decoded, outputs, encoded_metrics)
+        codec_ms = ((decoded_at - begun) * 1_000, (time.perf_counter() - encoded_from) * 1_000)
+        return Reply(statuses, values, encoded_metrics, codec_ms)
+
+    def _check_schemas(self, spans: Sequence[tuple[str, int, int]], decoded: list[dict[str, Any] | Failure]) -> None:
+        start = 0
+        for topic, _, count in spans:
+            schema = self._schemas.get(topic)
+            if schema is not None:
+                for index in range(start, start + count):
+                    record = decoded[index]
+                    if type(record) is dict and (failure := schema.check(record)) is not None:
+                        decoded[index] = failure
+            start += count
+
+    def _run_backend(self, records: list[dict[str, Any]]) -> tuple[Sequence[Any], dict[str, Any]]:
+        try:
+            outputs = self._backend(records)
+            metrics: dict[str, Any] = self._backend.get_metrics().model_dump()
+        except Exception as error:
+            raise BatchFailedError(_describe(error)) from error
+        if len(outputs) != len(records):
+            message = f"the backend answered {len(outputs)} outputs for {len(records)} records; return one per record"
+            raise BatchFailedError(Failure("output", "WrongOutputCount", message, retriable=False))
+        return outputs, metrics
+
+    def _encode(
+        self,
+        spans: Sequence[tuple[str, int, int]],
+        body: BatchBody,
+        decoded: list[dict[str, Any] | Failure],
+        outputs: Sequence[Any],
+        metrics: bytes,
+    ) -> tuple[bytes, list[bytes]]:
+        statuses = bytearray(len(decoded))
+        values: list[bytes] = []
+        remaining = iter(outputs)
+        index = 0
+        for topic, partition, count in spans:
+            middle = self._envelope.open(metrics, topic, partition) if self._envelope is not None else b""
+            for index in range(index, index + count):  # noqa: B020 - goes on where the span before ended
+                record = decoded[index]
+                result = record if isinstance(record, Failure) else _encode_output(next(remaining))
+                if isinstance(result, Failure):
+                    statuses[index] = Status.FAILED
+                    values.append(encode_failure(result))
+                elif self._envelope is not None:
+                    values.append(self._envelope.wrap(result, middle, body.offsets[index], body.timestamps[index]))
+                else:
+                    values.append(result)
+            index += 1
+        return bytes(statuses), values
+
+
+def _encode_output(output: Any) -> bytes | Failure:
+    if type(output) is not dict:
+        if isinstance(output, RecordError):
+            return Failure("execute", "RecordError", shorten(str(output.reason)), retriable=False)
+        if not isinstance(output, dict):
+            kind = type(output).__name__
+            message = f"the backend's output for this record is of type {kind}; return a dict or a RecordError"
+            return Failure("output", "NotAnObject", message, retriable=False)
+    try:
+        encoded = encode(output)
+    except (TypeError, ValueError, RecursionError) as error:
+        return Failure(
+            "encode", type(error).__name__, shorten(f"the output has no JSON form: {error}"), retriable=False
+        )
+    if len(encoded) > MAX_REPLY_VALUE_BYTES // 2:
+        return Failure("encode", "OutputTooLarge", f"the output is {len(encoded)} bytes as JSON", retriable=False)
+    return encoded
+
+
+def _describe(error: Exception) -> Failure:
+    """The step, the type and the sentence of an exception from the backend."""
+    cause = error.__cause__ or error
+    step = _STEP.match(str(error))
+    return Failure(step.group(1) if step else "execute", type(cause).__name__, shorten(str(error) or repr(error)))
+
+
+class Worker:
+    """The process's loop over frames."""
+
+    def __init__(self, connection: socket.socket, segments: Sequence[Segment]) -> None:
+        self._connection = connection
+        self._inbound = segments[:BATCHES_PER_WORKER]
+        self._outbound = segments[BATCHES_PER_WORKER:]
+        self._backend: Any = None
+        self._runners: dict[str, TaskRunner] = {}
+        self._threshold = 0
+        self._replies = 0
+        self._ready = False
+        self._ready_checked = 0.0
+
+    def serve(self) -> int:
+        """Run until the parent says stop; the process's exit code."""
+        setup = read_frame(self._connection)
+        if setup is None or setup.kind is not Kind.SETUP:
+            return 0
+        configure_logging(LoggingSettings.model_validate(setup.head["logging"]), sys.stderr, worker=setup.head["index"])
+        begun = time.perf_counter()
+        try:
+            self._set_up(setup.head)
+        except Exception as error:
+            log.debug("the backend did not start", exc_info=error)
+            write_frame(self._connection, Kind.START_FAILED, {"message": _start_failure(error)})
+            return 1
+        self._report_readiness({"initialize_s": time.perf_counter() - begun}, first=True)
+        while True:
+            if not self._wait_for_frame():
+                self._report_readiness({})
+                continue
+            frame = read_frame(self._connection)
+            if frame is None or frame.kind is Kind.STOP:
+                return 0
+            self._answer(frame)
+
+    def _set_up(self, head: dict[str, Any]) -> None:
+        backend = head["backend"]
+        if backend["loader"] == "local":
+            self._backend = LocalLoader(backend["path"], base_dir=backend["base_dir"]).load(**backend["config"])
+        elif backend["loader"] == "module":
+            self._backend = ModuleLoader(backend["path"]).load(**backend["config"])
+        else:
+            project = Path(backend["base_dir"]) / backend["path"]
+            self._backend = InferenceBackendLoader.from_project(project, **backend["config"])
+        self._threshold = head["shared_memory_threshold_bytes"]
+        for name, task in head["tasks"].items():
+            runner = resolve_task(self._backend, name)
+            self._runners[name] = TaskRunner(name, runner, task["schemas"], task["envelope"])
+            if task["warmup"]:
+                _warm_up(name, runner, task["warmup"])
+
+    def _wait_for_frame(self) -> bool:
+        if self._ready and not self._has_ready:
+            return True
+        timeout = READY_CHECK_S if self._ready else READY_POLL_S
+        return bool(select.select([self._connection], [], [], timeout)[0])
+
+    @property
+    def _has_ready(self) -> bool:
+        return hasattr(self._backend, "ready")
+
+    def _report_readiness(self, head: dict[str, Any], *, first: bool = False) -> None:
+        self._ready_checked = time.monotonic()
+        try:
+            ready = not self._has_ready or bool(self._backend.ready())
+        except Exception as error:  # noqa: BLE001 - the user's code; not ready is the safe reading
+            log.warning("ready() raised %s: %s", type(error).__name__, error)
+            ready = False
+        if first or ready != self._ready:
+            self._ready = ready
+            write_frame(self._connection, Kind.READY if ready else Kind.NOT_READY, head)
+
+    def _answer(self, frame: Frame) -> None:
+        head = frame.head
+        if (size := head.get("shared")) is not None:
+            frame.body = self._inbound[head["slot"]].read(size)
+        count = sum(span[2] for span in head["spans"])
+        started = time.monotonic()
+        try:
+            body = decode_batch(frame.body, count)
+            payload = memoryview(frame.body)[24 * count :]
+            reply = self._runners[head["task"]].run(head["spans"], body, payload, (started - head["opened_at"]) * 1_000)
+        except BatchFailedError as error:
+            failure = error.failure
+            log.debug("batch %d failed", head["id"], exc_info=error)
+            fields = {"stage": failure.stage, "kind": failure.kind, "message": failure.message}
+            write_frame(self._connection, Kind.FAILED, {"id": head["id"], **fields, "retriable": failure.retriable})
+        else:
+            self._reply(head["id"], started, reply)
+        if self._has_ready and time.monotonic() - self._ready_checked > READY_CHECK_S:
+            self._report_readiness({})
+
+    def _reply(self, batch_id: int, started: float, reply: Reply) -> None:
+        head: dict[str, Any] = {
+            "id": batch_id,
+            "metrics": orjson.Fragment(reply.metrics),
+            "decode_ms": reply.codec_ms[0],
+            "encode_ms": reply.codec_ms[1],
+            "wall_ms": (time.monotonic() - started) * 1_000,
+        }
+        parts, size = reply_parts(reply.statuses, reply.values)
+        if size >= self._threshold:
+            slot = self._replies % BATCHES_PER_WORKER
+            self._replies += 1
+            self._outbound[slot].write(parts, size)
+            write_frame(self._connection, Kind.REPLY, {**head, "slot": slot, "shared": size})
+        else:
+            write_frame(self._connection, Kind.REPLY, head, parts, size)
+
+
+def _warm_up(task: str, runner: Callable[[list[dict[str, Any]]], Any], records: list[dict[str, Any]]) -> None:
+    try:
+        runner(records)
+    except Exception as error:
+        raise BackendError(f"the warm-up of task {task} on {len(records)} sample records failed: {error}") from error
+
+
+def _start_failure(error: Exception) -> str:
+    text = str(error) or repr(error)
+    return text if isinstance(error, StreamprocError) else f"{type(error).__name__}: {text}"
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when the parent dies, even by kill -9 in the middle of a batch."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """The entry of a worker process: the descriptors of its socket and of its segments are its arguments."""
+    _die_with_parent()
+    # Ctrl-C reaches the whole terminal group; only the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    socket_fd, parent, *segment_fds = (int(argument) for argument in sys.argv[1:])
+    if os.getppid() != parent:
+        return
+    segments = [Segment(fd) for fd in segment_fds]
+    with socket.socket(fileno=socket_fd) as connection:
+        try:
+            code = Worker(connection, segments).serve()
+        except (BrokenPipeError, ConnectionResetError):
+            code = 0
+    sys.exit(code)

@@ -1,0 +1,394 @@
+"""The settings of a processor: pydantic models of ``streamproc.yaml``.
+
+Units are in the names. Unknown keys are refused. What one field cannot know is checked across fields at the end, and
+the message says why. ``settings_loading`` reads files and the environment into these models and finds the place of
+each value; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    model_validator,
+)
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
+TopicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", max_length=249)]
+
+BASE_DIR = "base_dir"
+"""The validation context's key for the folder that relative paths start from; without it they stay relative."""
+
+
+class CrossFieldError(ValueError):
+    """Settings that are right by themselves do not go together.
+
+    ``keys`` are the places that it can be mended at, relative to the model that raised, the most relevant first;
+    the message is ``problem``, then ``hint``: what to do.
+    """
+
+    def __init__(self, problem: str, *, hint: str, keys: Sequence[tuple[str, ...]]) -> None:
+        self.problem = problem
+        self.hint = hint
+        self.keys = tuple(keys)
+        super().__init__(f"{'.'.join(self.keys[0])}: {problem}; {hint}")
+
+
+def _beside_the_settings(path: Path, info: ValidationInfo) -> Path:
+    base = (info.context or {}).get(BASE_DIR)
+    return path if base is None else Path(base, path)
+
+
+SettingsPath = Annotated[Path, AfterValidator(_beside_the_settings)]
+
+
+class Section(BaseModel):
+    """A part of the settings: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class KafkaSettings(Section):
+    """How to reach Kafka, and how the consumer groups behave."""
+
+    bootstrap_servers: str = "localhost:9092"
+    """Brokers to ask first, `host:port`, several separated by commas."""
+    client_id: str | None = None
+    """Shown in the brokers' logs and quotas; the application's name by default."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How connections are secured."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """How to log in, with a SASL security protocol."""
+    sasl_username: str | None = None
+    """User to log in as."""
+    sasl_password: SecretStr | None = None
+    """Password to log in with; better from STREAMPROC_KAFKA__SASL_PASSWORD or a file."""
+    sasl_password_file: SettingsPath | None = None
+    """File that holds the password, for secrets mounted into a container."""
+    ssl_ca_file: SettingsPath | None = None
+    """Certificate authority that signs the brokers' certificates; the system's by default."""
+    ssl_cert_file: SettingsPath | None = None
+    """Client certificate, where the brokers ask for one."""
+    ssl_key_file: SettingsPath | None = None
+    """Private key of the client certificate."""
+    ssl_check_hostname: bool = True
+    """Whether the broker's name must match its certificate."""
+    group_instance_id: Name | None = None
+    """Static membership: a name of this replica that survives restarts, so that a restart causes no rebalance."""
+    session_timeout_ms: int = Field(default=30_000, ge=1_000)
+    """A replica that sends no heartbeat for this long is taken out of the group."""
+    max_poll_interval_ms: int = Field(default=300_000, ge=1_000)
+    """A replica that does not poll for this long is taken out of the group; inference never blocks polling."""
+    request_timeout_ms: int = Field(default=40_000, ge=1_000)
+    """How long one request to a broker may take."""
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    """How long to try to reach a broker at start before giving up."""
+    fetch_max_bytes: int = Field(default=52_428_800, ge=1_024)
+    """The most that one fetch request brings from a broker."""
+
+    @model_validator(mode="after")
+    def _credentials_are_complete(self) -> Self:
+        if self.sasl_password is not None and self.sasl_password_file is not None:
+            raise CrossFieldError(
+                "is set, and so is sasl_password",
+                hint="keep one of them",
+                keys=[("sasl_password_file",), ("sasl_password",)],
+            )
+        if self.security_protocol.startswith("SASL"):
+            if self.sasl_username is None:
+                raise CrossFieldError(
+                    f"{self.security_protocol} needs a user", hint="set sasl_username", keys=[("security_protocol",)]
+                )
+            if self.sasl_password is None and self.sasl_password_file is None:
+                raise CrossFieldError(
+                    f"{self.security_protocol} needs a password",
+                    hint="set sasl_password_file, or STREAMPROC_KAFKA__SASL_PASSWORD in the environment",
+                    keys=[("security_protocol",)],
+                )
+        if self.ssl_key_file is not None and self.ssl_cert_file is None:
+            raise CrossFieldError("needs the certificate", hint="set ssl_cert_file too", keys=[("ssl_key_file",)])
+        if self.ssl_cert_file is not None and self.ssl_key_file is None:
+            raise CrossFieldError("needs its private key", hint="set ssl_key_file too", keys=[("ssl_cert_file",)])
+        return self
+
+
+class BackendSettings(Section):
+    """The user's model."""
+
+    path: str
+    """`module:Name` of a backend class or instance; with `loader: project`, the folder of a packflow project."""
+    loader: Literal["local", "module", "project"] = "local"
+    """`local`: a file beside the settings; `module`: an installed package; `project`: a folder with packflow.yaml."""
+    base_dir: SettingsPath = Path()
+    """Where `local` and `project` look, relative to the settings file."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the backend's configuration model."""
+    version: str | None = None
+    """A name of the model's version, repeated in the metrics topic."""
+
+
+class RecycleSettings(Section):
+    """When a worker is replaced by a fresh one, for backends that leak; null means never."""
+
+    max_batches: int | None = Field(default=None, ge=1)
+    """Replace a worker after this many batches."""
+    max_rss_mb: int | None = Field(default=None, ge=1)
+    """Replace a worker whose resident memory exceeds this many MiB after a batch."""
+
+
+class PoolSettings(Section):
+    """The worker processes that run the backend."""
+
+    workers: int = Field(default=1, ge=1, le=1024)
+    """Processes, each with a backend of its own; models usually thread by themselves, so start with 1."""
+    batch_timeout_s: float = Field(default=300.0, gt=0)
+    """A batch that computes for longer fails, and its worker is killed and replaced."""
+    initialize_timeout_s: float = Field(default=600.0, gt=0)
+    """A worker that is not initialized after this long is killed."""
+    start_attempts: int = Field(default=3, ge=1)
+    """A worker that fails to initialize this often in a row stops the processor with the cause."""
+    restart_backoff_ms: int = Field(default=200, ge=0)
+    """Pause before the second restart of a worker in a row; doubles up to 30 s."""
+    threads_per_worker: int | None = Field(default=None, ge=1)
+    """OMP_NUM_THREADS and its kin in each worker; by default the cores divided by the workers."""
+    devices: list[str] = Field(default_factory=list)
+    """GPUs, handed to the workers in turn as CUDA_VISIBLE_DEVICES."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of the workers, set before any import."""
+    shared_memory_threshold_bytes: int = Field(default=262_144, ge=0)
+    """Batches from this size travel through shared memory, smaller ones through the socket."""
+    recycle: RecycleSettings = RecycleSettings()
+    """Replacement of healthy workers."""
+
+
+class InputSettings(Section):
+    """What a task reads."""
+
+    topics: list[TopicName] = Field(min_length=1)
+    """Topics to read."""
+    auto_offset_reset: Literal["earliest", "latest"] = "earliest"
+    """Where to begin in a partition for which the group has no committed offset."""
+    max_value_bytes: int = Field(default=1_048_576, ge=1)
+    """A larger value becomes a dead letter. Kafka's own default limit for a message is the same."""
+
+
+class OutputSettings(Section):
+    """Where results go, and how they look."""
+
+    topic: TopicName | None = None
+    """Result topic; `<first input topic>.results` by default."""
+    envelope: Literal["full", "result"] = "full"
+    """`full`: result, metrics and source as one JSON object; `result`: the output record alone, the rest in headers."""
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
+    """Compression of results, dead letters and metrics."""
+
+
+class MetricsTopicSettings(Section):
+    """Where the metrics record of each batch goes."""
+
+    topic: TopicName | None = None
+    """Metrics topic; `<application>.metrics` by default. Tasks may share it."""
+
+
+class DeadLetterSettings(Section):
+    """Where records go that failed."""
+
+    topic: TopicName | None = None
+    """Dead-letter topic; `<first input topic>.dead` by default."""
+
+
+class BatchSettings(Section):
+    """When a batch closes: at the first of size, bytes and wait."""
+
+    max_size: int = Field(default=64, ge=1, le=100_000)
+    """Most records in a batch."""
+    max_wait_ms: float = Field(default=20.0, ge=0)
+    """Longest time that a record waits for others while a worker is free."""
+    max_bytes: int = Field(default=4_194_304, ge=1)
+    """Most bytes of values in a batch; a larger record runs alone."""
+
+
+class ErrorSettings(Section):
+    """What happens to a batch that fails, and at last to the records at fault."""
+
+    retries: int = Field(default=2, ge=0, le=100)
+    """Further executions of a failed batch as a whole, before it is split to find the records at fault."""
+    backoff_ms: int = Field(default=100, ge=0)
+    """Pause before the first retry; doubles with each, up to 30 s, with jitter."""
+    then: Literal["dead_letter", "drop", "stop"] = "dead_letter"
+    """What becomes of a record that keeps failing."""
+
+
+class LimitSettings(Section):
+    """How much may be read and not yet settled: back-pressure begins here."""
+
+    max_in_flight_records: int = Field(default=20_000, ge=1)
+    """Records that are read and whose results are not yet acknowledged."""
+    max_in_flight_bytes: int = Field(default=134_217_728, ge=1)
+    """Bytes of the values of these records."""
+
+
+class TaskSettings(Section):
+    """A named stream: input, batching, output, errors."""
+
+    input: InputSettings
+    output: OutputSettings = OutputSettings()
+    metrics: MetricsTopicSettings = MetricsTopicSettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
+    batch: BatchSettings = BatchSettings()
+    ordering: Literal["partition", "key", "unordered"] = "partition"
+    """Results in input order per partition, per key, or as they complete."""
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    """`exactly_once` is reserved and not available yet."""
+    on_error: ErrorSettings = ErrorSettings()
+    limits: LimitSettings = LimitSettings()
+    commit_interval_ms: int = Field(default=1_000, ge=10)
+    """Offsets of settled records are committed this often."""
+
+    @model_validator(mode="after")
+    def _limits_fit_a_batch(self) -> Self:
+        if self.delivery == "exactly_once":
+            raise CrossFieldError("exactly_once is not available yet", hint="use at_least_once", keys=[("delivery",)])
+        if self.limits.max_in_flight_records < self.batch.max_size:
+            raise CrossFieldError(
+                f"{self.limits.max_in_flight_records} is below batch.max_size ({self.batch.max_size}), so that a batch "
+                "could never fill",
+                hint="raise the one or lower the other",
+                keys=[("limits", "max_in_flight_records"), ("batch", "max_size")],
+            )
+        return self
+
+
+class HttpSettings(Section):
+    """The sidecar: health, metrics and status over HTTP."""
+
+    enabled: bool = True
+    """Whether to serve it."""
+    host: str = "127.0.0.1"
+    """Address to listen at; loopback by default."""
+    port: int = Field(default=8080, ge=0, le=65_535)
+    """Port to listen at; 0 takes a free one and says which."""
+    stalled_after_s: float = Field(default=300.0, gt=0)
+    """Not alive when there is lag and no committed offset has moved for this long; at least the batch timeout."""
+
+
+class LoggingSettings(Section):
+    """The processor's log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity to write."""
+    format: Literal["auto", "text", "json"] = "auto"
+    """`auto`: text on a terminal, JSON lines elsewhere."""
+
+
+class Settings(Section):
+    """Everything that ``streamproc.yaml`` can say."""
+
+    name: Name
+    """The application: the first part of its group ids, client ids and metrics topic."""
+    kafka: KafkaSettings = KafkaSettings()
+    backend: BackendSettings
+    pool: PoolSettings = PoolSettings()
+    tasks: dict[Name, TaskSettings] = Field(min_length=1)
+    topics_dir: SettingsPath = Path("topics")
+    """Folder of the declared topics, relative to the settings file; their schemas are checked where it exists."""
+    http: HttpSettings = HttpSettings()
+    logging: LoggingSettings = LoggingSettings()
+    rebalance_drain_s: float = Field(default=10.0, ge=0)
+    """How long records in flight may take to finish when their partition moves to another replica."""
+    shutdown_timeout_s: float = Field(default=30.0, gt=0)
+    """How long records in flight may take to finish after SIGTERM, before the processor exits without them."""
+
+    @model_validator(mode="after")
+    def _topics_do_not_collide(self) -> Self:
+        inputs = {topic: task for task, it in self.tasks.items() for topic in it.input.topics}
+        results: dict[str, str] = {}
+        for task in self.tasks:
+            topics = self.topics_of(task)
+            here = ("tasks", task)
+            if topics.results in results:
+                other = results[topics.results]
+                raise CrossFieldError(
+                    f"tasks {other} and {task} both write results to {topics.results}, where they could not be told "
+                    "apart",
+                    hint=f"give tasks.{task}.output.topic a name of its own",
+                    keys=[(*here, "output", "topic"), ("tasks", other, "output", "topic"), here],
+                )
+            results[topics.results] = task
+            for role, topic in (("output", topics.results), ("metrics", topics.metrics), ("dead_letters", topics.dead)):
+                if topic in inputs:
+                    loops = inputs[topic] == task or role != "output"
+                    raise CrossFieldError(
+                        f"{topic} is read by task {inputs[topic]}"
+                        + (": the stream would feed itself" if loops else " of the same application"),
+                        hint="name another topic" if loops else "chain tasks through applications of their own",
+                        keys=[(*here, role, "topic"), ("tasks", inputs[topic], "input", "topics")],
+                    )
+            if len({topics.results, topics.metrics, topics.dead}) < 3:
+                raise CrossFieldError(
+                    f"task {task} writes two of results, metrics and dead letters to one topic",
+                    hint="name its output.topic, metrics.topic and dead_letters.topic apart",
+                    keys=[(*here, "dead_letters", "topic"), (*here, "metrics", "topic"), (*here, "output", "topic")],
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _waits_fit_the_poll_interval(self) -> Self:
+        interval = self.kafka.max_poll_interval_ms
+        interval_key = ("kafka", "max_poll_interval_ms")
+        for name, task in self.tasks.items():
+            if task.batch.max_wait_ms >= interval:
+                raise CrossFieldError(
+                    f"{task.batch.max_wait_ms:g} is not below kafka.max_poll_interval_ms ({interval}), within which "
+                    "Kafka expects progress",
+                    hint="lower the wait or raise the interval",
+                    keys=[("tasks", name, "batch", "max_wait_ms"), interval_key],
+                )
+        if self.rebalance_drain_s * 1_000 >= interval:
+            raise CrossFieldError(
+                f"{self.rebalance_drain_s:g} s is not below kafka.max_poll_interval_ms ({interval} ms), and a replica "
+                "that drains for longer is taken out of the group",
+                hint="lower the one or raise the other",
+                keys=[("rebalance_drain_s",), interval_key],
+            )
+        if self.kafka.session_timeout_ms > interval:
+            raise CrossFieldError(
+                f"{self.kafka.session_timeout_ms} is above kafka.max_poll_interval_ms ({interval})",
+                hint="lower the one or raise the other",
+                keys=[("kafka", "session_timeout_ms"), interval_key],
+            )
+        return self
+
+    def topics_of(self, task: str) -> TaskTopics:
+        """The topics of a task, the ones left out filled in."""
+        it = self.tasks[task]
+        first = it.input.topics[0]
+        return TaskTopics(
+            inputs=tuple(it.input.topics),
+            results=it.output.topic or f"{first}.results",
+            metrics=it.metrics.topic or f"{self.name}.metrics",
+            dead=it.dead_letters.topic or f"{first}.dead",
+        )
+
+    def group_of(self, task: str) -> str:
+        """The consumer group of a task."""
+        return f"{self.name}.{task}"
+
+
+class TaskTopics(Section):
+    """The topics of one task."""
+
+    inputs: tuple[str, ...]
+    results: str
+    metrics: str
+    dead: str

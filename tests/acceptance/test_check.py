@@ -1,0 +1,162 @@
+"""``check``: settings, topics and backend, without Kafka; and what it says of each way in which they can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = """\
+name: app
+backend:
+  path: "inference:Backend"
+  config: {feature_names: [a]}
+pool: {env: {MODEL_SIZE: "7"}}
+tasks:
+  text:
+    input: {topics: [in]}
+    batch: {max_size: 2}
+"""
+BACKEND = """\
+import os
+
+from streamproc import InferenceBackend, RecordError
+
+print("printed while loading")
+
+
+class Backend(InferenceBackend):
+    def execute(self, inputs):
+        assert len(inputs) <= 2
+        os.write(1, b"printed by native code")
+        size = int(os.environ["MODEL_SIZE"])
+        return [{"size": size} if record["a"] else RecordError("no a") for record in inputs]
+"""
+
+Check = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "streamproc.yaml").write_text(SETTINGS)
+    (tmp_path / "inference.py").write_text(BACKEND)
+    topics = tmp_path / "topics"
+    topics.mkdir()
+    (topics / "in.yaml").write_text("topic: in\nschema: in.schema.json\nsamples: in.jsonl\n")
+    (topics / "in.schema.json").write_text('{"type": "object", "required": ["a"]}')
+    (topics / "in.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a": 0}\n')
+    return tmp_path
+
+
+@pytest.fixture
+def check(folder: Path) -> Check:
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "INFERENCE_"))
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "streamproc.cli", "check", *arguments],
+            cwd=folder,
+            env={**clean, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+def test_what_was_checked_is_shown(check: Check) -> None:
+    out = check().stdout
+    assert "printed" not in out
+    assert "application app, tasks text" in out
+    assert "1 declared in" in out
+    assert "inference:Backend, loaded in" in out
+    assert "3 sample records in, as many out, 1 of them failed by the backend itself" in out
+    assert "fields: size" in out
+
+
+def test_a_script_gets_json_and_nothing_else(check: Check) -> None:
+    report = json.loads(check("--json").stdout)
+    assert report["ok"] is True
+    assert [(it["check"], it["status"]) for it in report["checks"]] == [
+        ("settings", "ok"),
+        ("topics", "ok"),
+        ("backend", "ok"),
+        ("task text", "ok"),
+    ]
+
+
+def test_a_script_gets_json_of_a_failure_too(check: Check, folder: Path) -> None:
+    (folder / "inference.py").unlink()
+    done = check("--json", code=1)
+    report = json.loads(done.stdout)
+    assert report["ok"] is False
+    assert report["checks"][-1]["check"] == "backend"
+    assert report["checks"][-1]["detail"] == done.stderr.strip()
+
+
+def test_records_of_a_file_take_the_samples_place(check: Check, folder: Path) -> None:
+    (folder / "mine.jsonl").write_text('{"a": 5}\n\n')
+    assert "1 sample records in" in check("--records", "mine.jsonl").stdout
+
+
+def test_without_samples_the_backend_is_loaded_and_no_more(check: Check, folder: Path) -> None:
+    (folder / "topics" / "in.yaml").write_text("topic: in\n")
+    assert "no sample records" in check().stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"a": 1}\n{"secret": 1}\n', "mine.jsonl:2: the record"),
+        ('{"secret": \n', "mine.jsonl:1: not JSON"),
+        ("5\n", "mine.jsonl:1: not a JSON object"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named(check: Check, folder: Path, text: str, sentence: str) -> None:
+    (folder / "mine.jsonl").write_text(text)
+    err = check("--records", "mine.jsonl", code=1).stderr
+    assert err.startswith(sentence)
+    assert "secret" not in err
+
+
+def test_a_schema_that_is_none_is_named(check: Check, folder: Path) -> None:
+    (folder / "topics" / "in.schema.json").write_text('{"type": "objekt"}')
+    assert "in.schema.json" in check(code=2).stderr
+
+
+def test_a_wrong_configuration_of_the_backend_has_its_line(check: Check, folder: Path) -> None:
+    (folder / "streamproc.yaml").write_text(SETTINGS.replace("feature_names: [a]", "input_format: csv"))
+    err = check(code=2).stderr.splitlines()[-1]
+    assert err.startswith("streamproc.yaml:4: backend.config.input_format: ")
+
+
+@pytest.mark.parametrize(
+    ("execute", "sentence"),
+    [
+        ("os.abort()", "its process was killed by SIGABRT while the backend ran sample records"),
+        ("os._exit(3)", "its process ended with exit code 3 while the backend ran sample records"),
+        ("return []", "task text: a backend must return one output per input, but returned 0 for 2"),
+        ("raise ValueError('no model')", "no model"),
+        ("return [{'x': object()} for _ in inputs]", "cannot be written as JSON"),
+    ],
+)
+def test_a_backend_that_fails_is_a_sentence(check: Check, folder: Path, execute: str, sentence: str) -> None:
+    (folder / "inference.py").write_text(BACKEND.replace("assert len(inputs) <= 2", execute))
+    assert sentence in check(code=1).stderr.splitlines()[-1]
+
+
+def test_a_task_that_does_not_exist_is_named(check: Check, folder: Path) -> None:
+    (folder / "mine.jsonl").write_text('{"a": 5}\n')
+    assert "the tasks are text" in check("--records", "mine.jsonl", "--task", "txt", code=1).stderr

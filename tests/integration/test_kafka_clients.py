@@ -1,0 +1,267 @@
+"""What the clients promise beyond the contract: what happens over time, and when things go wrong behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiokafka import errors as kafka_errors
+from aiokafka.structs import TopicPartition as KafkaTopicPartition
+
+from streamproc.broker.client import KafkaAdmin, KafkaConsumer, KafkaProducer
+from streamproc.broker.interface import NewTopic
+from streamproc.errors import BrokerAuthorizationError, BrokerError, BrokerUnreachableError, CommitRejectedError
+from streamproc.records import TopicPartition
+from streamproc.settings import KafkaSettings
+from tests.conftest import Run, TopicName
+
+if TYPE_CHECKING:
+    from deploy.kafka.kafka import KafkaCluster
+
+
+async def ignore(_: set[TopicPartition]) -> None: ...
+
+
+async def poll(consumer: KafkaConsumer) -> None:
+    while True:
+        await consumer.getmany(timeout_ms=100, max_records=10)
+
+
+async def make(settings: KafkaSettings, topic: str, partitions: int = 1) -> str:
+    async with KafkaAdmin(settings) as admin:
+        await admin.create_topics([NewTopic(topic, partitions)])
+    return topic
+
+
+@contextlib.asynccontextmanager
+async def started(settings: KafkaSettings) -> AsyncIterator[KafkaProducer]:
+    producer = KafkaProducer(settings, client_id="p")
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()
+
+
+async def send(producer: KafkaProducer, topic: str, *values: bytes) -> asyncio.Future[object]:
+    batch = producer.create_batch()
+    for value in values:
+        batch.append(timestamp=None, key=None, value=value, headers=())
+    return await producer.send_batch(batch, topic, 0)
+
+
+async def values_of(settings: KafkaSettings, topic: str, count: int) -> list[Any]:
+    consumer = KafkaConsumer(settings, group_id=topic, client_id="c")
+    await consumer.start([topic], ignore, ignore)
+    found: list[Any] = []
+    deadline = time.monotonic() + 20
+    try:
+        while len(found) < count and time.monotonic() < deadline:
+            for records in (await consumer.getmany(timeout_ms=200, max_records=1_000)).values():
+                found += [record.value for record in records]
+    finally:
+        await consumer.stop()
+    return found
+
+
+@pytest.fixture
+def pausable(request: pytest.FixtureRequest) -> Iterator[KafkaCluster]:
+    if os.environ.get("STREAMPROC_TEST_KAFKA"):
+        pytest.skip("a broker of STREAMPROC_TEST_KAFKA is not ours to pause")
+    request.getfixturevalue("kafka")
+    cluster: KafkaCluster = request.getfixturevalue("_own_kafka")
+    yield cluster
+    cluster.resume(1)
+
+
+def test_polling_with_everything_paused_keeps_the_membership(kafka: str, topic_name: TopicName, run: Run) -> None:
+    async def main() -> None:
+        settings = KafkaSettings(bootstrap_servers=kafka, session_timeout_ms=6_000, max_poll_interval_ms=1_500)
+        topic = await make(settings, topic_name())
+        told: list[str] = []
+        consumer = KafkaConsumer(settings, group_id=topic, client_id="c")
+
+        async def revoked(_: set[TopicPartition]) -> None:
+            told.append("revoked")
+
+        async def assigned(_: set[TopicPartition]) -> None:
+            told.append("assigned")
+
+        await consumer.start([topic], revoked, assigned)
+        try:
+            consumer.pause(TopicPartition(topic, 0))
+            until = time.monotonic() + 5
+            while time.monotonic() < until:
+                assert await consumer.getmany(timeout_ms=200, max_records=10) == {}
+            assert told == ["assigned"]
+            await consumer.commit({TopicPartition(topic, 0): 0})
+        finally:
+            await consumer.stop()
+
+    run(main())
+
+
+def test_a_consumer_that_does_not_poll_leaves_its_group_and_comes_back(
+    kafka: str, topic_name: TopicName, run: Run
+) -> None:
+    async def main() -> None:
+        settings = KafkaSettings(bootstrap_servers=kafka, session_timeout_ms=6_000, max_poll_interval_ms=1_500)
+        topic = await make(settings, topic_name())
+        left, back = asyncio.Event(), asyncio.Event()
+        consumer = KafkaConsumer(settings, group_id=topic, client_id="c")
+
+        async def revoked(partitions: set[TopicPartition]) -> None:
+            # Out of the group without a generation: Kafka would take this for a commit without a group.
+            with pytest.raises(CommitRejectedError):
+                await consumer.commit(dict.fromkeys(partitions, 5))
+            left.set()
+
+        async def assigned(_: set[TopicPartition]) -> None:
+            if left.is_set():
+                back.set()
+
+        await consumer.start([topic], revoked, assigned)
+        try:
+            await asyncio.wait_for(left.wait(), 20)
+            while not back.is_set():
+                await consumer.getmany(timeout_ms=100, max_records=10)
+            assert await consumer.committed(TopicPartition(topic, 0)) is None
+            await consumer.commit({TopicPartition(topic, 0): 0})
+        finally:
+            await consumer.stop()
+
+    run(main())
+
+
+def test_what_fails_in_the_background_for_good_comes_out_of_getmany(
+    kafka: str, topic_name: TopicName, run: Run
+) -> None:
+    async def main() -> None:
+        settings = KafkaSettings(bootstrap_servers=kafka)
+        topic = await make(settings, topic_name())
+        consumer = KafkaConsumer(settings, group_id=topic, client_id="c")
+        await consumer.start([topic], ignore, ignore)
+        try:
+            # As when the right to the group is taken away.
+            coordinator = consumer._inner._coordinator
+            pushed = asyncio.ensure_future(
+                coordinator._push_error_to_user(kafka_errors.GroupAuthorizationFailedError(topic))
+            )
+            with pytest.raises(BrokerAuthorizationError, match=f"read as consumer group {topic}"):
+                await poll(consumer)
+            await pushed
+
+            consumer._inner._fetcher._fetch_task.cancel()
+            await asyncio.wait({consumer._inner._fetcher._fetch_task})
+            consumer._inner._fetcher._fetch_task = failed = asyncio.get_running_loop().create_future()
+            failed.set_exception(kafka_errors.KafkaError("Unexpected error during data retrieval"))
+            with pytest.raises(BrokerError, match="data retrieval"):
+                await consumer.getmany(timeout_ms=100, max_records=10)
+            consumer._inner._fetcher._fetch_task = asyncio.ensure_future(asyncio.Event().wait())
+        finally:
+            await consumer.stop()
+
+    run(main())
+
+
+def test_sequence_numbers_begin_again_at_zero_after_the_largest(kafka: str, topic_name: TopicName, run: Run) -> None:
+    async def main() -> None:
+        settings = KafkaSettings(bootstrap_servers=kafka)
+        topic = await make(settings, topic_name())
+        async with started(settings) as producer:
+            numbers = producer._inner._txn_manager._sequence_numbers
+            numbers[KafkaTopicPartition(topic, 0)] = 2**31 - 3
+            for number in range(4):
+                await (await send(producer, topic, b"%d" % number, b"+"))
+            assert numbers[KafkaTopicPartition(topic, 0)] == 5
+        assert await values_of(settings, topic, 8) == [b"0", b"+", b"1", b"+", b"2", b"+", b"3", b"+"]
+
+    run(main())
+
+
+def test_a_producer_that_lost_its_count_takes_a_new_identity(
+    kafka: str, topic_name: TopicName, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        settings = KafkaSettings(bootstrap_servers=kafka)
+        topic = await make(settings, topic_name())
+        async with started(settings) as producer:
+            await (await send(producer, topic, b"0"))
+            identity = producer._inner._txn_manager.producer_id
+            producer._inner._txn_manager._sequence_numbers[KafkaTopicPartition(topic, 0)] = 50
+            with pytest.raises(BrokerError, match="OutOfOrderSequenceNumber"):
+                await (await send(producer, topic, b"refused"))
+            for value in (b"1", b"2"):
+                await (await send(producer, topic, value))
+            assert producer._inner._txn_manager.producer_id != identity
+        assert await values_of(settings, topic, 3) == [b"0", b"1", b"2"]
+
+    with caplog.at_level(logging.WARNING, "streamproc"):
+        run(main())
+    assert "taking a new producer id" in caplog.text
+
+
+def test_a_broker_without_idempotent_producers_is_told_of_once(
+    embedded_broker: str, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with started(KafkaSettings(bootstrap_servers=embedded_broker)):
+            pass
+
+    with caplog.at_level(logging.WARNING):
+        run(main())
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"the broker at {embedded_broker} supports no idempotent producers")
+
+
+def test_a_broker_that_falls_silent_keeps_nobody_from_stopping(
+    pausable: KafkaCluster, topic_name: TopicName, run: Run
+) -> None:
+    async def main() -> None:
+        settings = KafkaSettings(
+            bootstrap_servers=pausable.bootstrap_servers, session_timeout_ms=6_000, request_timeout_ms=2_000
+        )
+        topic = await make(settings, topic_name())
+        consumer = KafkaConsumer(settings, group_id=topic, client_id="c")
+        producer = KafkaProducer(settings, client_id="p")
+        await producer.start()
+        await consumer.start([topic], ignore, ignore)
+        assert await producer.partition_count(topic) == 1
+        pausable.pause(1)
+        try:
+            future = await send(producer, topic, b"x")
+            with pytest.raises(BrokerUnreachableError, match=r"kafka\.request_timeout_ms"):
+                await consumer.commit({TopicPartition(topic, 0): 0})
+            began = time.monotonic()
+            await asyncio.gather(producer.stop(), consumer.stop())
+            assert time.monotonic() - began < 20
+            with pytest.raises(BrokerUnreachableError):
+                await future
+        finally:
+            pausable.resume(1)
+
+    run(main(), timeout_s=60)
+
+
+def test_batches_survive_a_broker_that_comes_back(pausable: KafkaCluster, topic_name: TopicName, run: Run) -> None:
+    async def main() -> None:
+        settings = KafkaSettings(bootstrap_servers=pausable.bootstrap_servers, request_timeout_ms=1_000)
+        topic = await make(settings, topic_name())
+        async with started(settings) as producer:
+            await (await send(producer, topic, b"first"))
+            pausable.pause(1)
+            futures = [await send(producer, topic, b"%d" % number) for number in range(20)]
+            done, _ = await asyncio.wait(futures, timeout=3)
+            assert not done
+            pausable.resume(1)
+            await asyncio.gather(*futures)
+        # Each of them once and in order, though requests were sent again: the producer is idempotent.
+        assert await values_of(settings, topic, 21) == [b"first", *[b"%d" % number for number in range(20)]]
+
+    run(main(), timeout_s=60)

@@ -1,0 +1,288 @@
+"""The pool with real worker processes: what they answer, how they die, and that every batch is answered once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+
+from streamproc.errors import PoolError, WorkerStartError
+from streamproc.records import Batch, Failure, Span, Status, value_bytes
+from streamproc.runtime.codec import decode_failure
+from streamproc.runtime.pool import Pool, PoolEvents, Reply
+from streamproc.settings import PoolSettings
+from tests.support.asyncs import until
+from tests.support.spans import FakeRecord, batch, lease
+
+TESTS = Path(__file__).parents[2]
+
+
+@dataclass
+class Seen:
+    replies: list[Reply] = field(default_factory=list)
+    failures: list[tuple[Batch, Failure, bool]] = field(default_factory=list)
+    restarts: list[str] = field(default_factory=list)
+    fatal: list[PoolError] = field(default_factory=list)
+
+    def answered(self) -> int:
+        return len(self.replies) + len(self.failures)
+
+
+@contextlib.asynccontextmanager
+async def running_pool(backend: str = "Scripted", **options: Any) -> AsyncIterator[tuple[Pool, Seen]]:
+    seen = Seen()
+    setup = {
+        "backend": {
+            "path": f"tests.support.backends:{backend}",
+            "loader": "local",
+            "base_dir": str(TESTS),
+            "config": {},
+        },
+        "tasks": {"text": {"schemas": options.pop("schemas", {}), "envelope": "result", "warmup": []}},
+        "shared_memory_threshold_bytes": options.get("shared_memory_threshold_bytes", 262_144),
+        "logging": {"level": "error"},
+    }
+    events = PoolEvents(
+        on_reply=seen.replies.append,
+        on_failed=lambda batch, failure, executed, _: seen.failures.append((batch, failure, executed)),
+        on_room=lambda: None,
+        on_restart=seen.restarts.append,
+        on_fatal=seen.fatal.append,
+    )
+    settings = PoolSettings.model_validate({"restart_backoff_ms": 10, **options})
+    pool = Pool(settings, setup, events, time.monotonic)
+    await pool.start()
+    try:
+        yield pool, seen
+    finally:
+        await pool.stop()
+
+
+def make(number: int, records: Sequence[dict[str, Any] | bytes | None]) -> Batch:
+    rows = [
+        FakeRecord(offset=index, value=it if it is None or isinstance(it, bytes) else orjson.dumps(it))
+        for index, it in enumerate(records)
+    ]
+    return batch([Span(lease(), 0, rows, value_bytes(rows), time.monotonic())], number=number)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
+
+
+def results(reply: Reply) -> list[Any]:
+    return [
+        orjson.loads(value) if status == Status.RESULT else decode_failure(value).kind
+        for status, value in zip(reply.statuses, reply.values, strict=True)
+    ]
+
+
+def test_a_batch_comes_back_with_a_result_for_each_record_and_the_metrics() -> None:
+    async def test() -> None:
+        async with running_pool("Identity") as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            pool.submit(make(1, [{"id": 1}, {"id": 2}]))
+            await until(lambda: seen.answered() == 1, "the batch is answered")
+            (reply,) = seen.replies
+            assert results(reply) == [{"id": 1}, {"id": 2}]
+            assert reply.metrics["batch_size"] == 2
+            assert set(reply.metrics) == {"batch_size", "execution_times", "total_execution_time", "queue_time"}
+            assert reply.metrics["execution_times"]["transform_inputs"] is None
+            assert reply.metrics["queue_time"] >= 0
+
+    run(test)
+
+
+def test_bad_records_fail_alone_and_the_backend_sees_the_others_only() -> None:
+    async def test() -> None:
+        schema = {"in": {"type": "object", "properties": {"id": {"type": "integer"}}}}
+        async with running_pool(schemas=schema) as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            bad: list[dict[str, Any] | bytes | None] = [
+                {"id": 1},
+                b"{",
+                None,
+                {"id": "one"},
+                {"id": 2, "do": "refuse"},
+                {"id": 3, "do": "list"},
+                {"id": 4, "do": "object"},
+                {"id": 5},
+            ]
+            pool.submit(make(1, bad))
+            await until(lambda: seen.answered() == 1, "the batch is answered")
+            found = results(seen.replies[0])
+            assert [it["id"] for it in (found[0], found[-1])] == [1, 5]
+            assert found[1:-1] == [
+                *("InvalidJSON", "NullValue", "SchemaViolation", "RecordError", "NotAnObject", "TypeError"),
+            ]
+            assert seen.replies[0].metrics["batch_size"] == 5
+
+    run(test)
+
+
+def test_large_batches_and_results_cross_shared_memory_unharmed() -> None:
+    async def test() -> None:
+        async with running_pool("Identity", shared_memory_threshold_bytes=1_000) as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            sizes = [10, 2_000, 500_000, 3_000, 1_000_000, 5]
+            for number, size in enumerate(sizes, 1):
+                await until(lambda: pool.room() > 0, "there is room")
+                pool.submit(make(number, [{"id": number, "x": chr(64 + number) * size}]))
+            await until(lambda: seen.answered() == len(sizes), "all are answered")
+            for number, size in enumerate(sizes, 1):
+                assert results(seen.replies[number - 1]) == [{"id": number, "x": chr(64 + number) * size}]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "stage"),
+    [
+        ("raise", "ValueError", "execute"),
+        ("omit", "WrongOutputCount", "output"),
+        ("die", "WorkerDied", "worker"),
+        ("exit", "WorkerDied", "worker"),
+    ],
+)
+def test_a_batch_that_fails_comes_back_with_the_cause(action: str, kind: str, stage: str) -> None:
+    async def test() -> None:
+        async with running_pool() as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            pool.submit(make(1, [{"id": 1}, {"id": 2, "do": action}]))
+            await until(lambda: seen.answered() == 1, "the batch is answered")
+            ((failed, failure, executed),) = seen.failures
+            assert (failed.id, failure.kind, failure.stage, executed) == (1, kind, stage, True)
+            await until(lambda: pool.idle() == 1, "a worker is ready again")
+            pool.submit(make(2, [{"id": 3}]))
+            await until(lambda: seen.answered() == 2, "the next batch is answered")
+            assert len(seen.replies) == 1
+
+    run(test)
+
+
+def test_a_killed_worker_costs_its_running_batch_one_execution_and_its_queued_batch_none(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_pool() as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            pool.submit(make(1, [{"id": 1, "do": "compute", "until": str(tmp_path / "never")}]))
+            pool.submit(make(2, [{"id": 2}]))
+            assert pool.room() == 0
+            (worker,) = pool.workers()
+            os.kill(worker.pid, signal.SIGKILL)
+            await until(lambda: seen.answered() == 2, "both are answered")
+            assert [(it.id, failure.kind, executed) for it, failure, executed in seen.failures] == [
+                (1, "WorkerDied", True),
+                (2, "WorkerDied", False),
+            ]
+            assert "SIGKILL" in seen.failures[0][1].message
+            assert seen.restarts == ["killed"]
+            await until(lambda: pool.idle() == 1, "another worker is ready")
+            assert pool.restarts(0) == 1
+
+    run(test)
+
+
+def test_a_batch_past_its_deadline_fails_and_only_its_worker_is_replaced(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_pool(workers=2, batch_timeout_s=0.3) as (pool, seen):
+            await until(lambda: pool.idle() == 2, "the workers are ready")
+            pids = {it.pid for it in pool.workers()}
+            pool.submit(make(1, [{"id": 1, "do": "compute", "until": str(tmp_path / "never")}]))
+            await until(lambda: seen.answered() == 1, "the batch is given up")
+            assert seen.failures[0][1].kind == "DeadlineExceeded"
+            assert seen.restarts == ["deadline"]
+            await until(lambda: pool.idle() == 2, "both workers are ready")
+            assert len(pids & {it.pid for it in pool.workers()}) == 1
+
+    run(test)
+
+
+def test_a_backend_that_cannot_be_initialized_stops_the_pool_with_the_cause() -> None:
+    async def test() -> None:
+        async with running_pool("Broken", start_attempts=2) as (pool, seen):
+            await until(lambda: seen.fatal, "the pool gives up")
+            (error,) = seen.fatal
+            assert isinstance(error, WorkerStartError)
+            assert error.attempts == 2
+            assert "the weights are not there" in str(error)
+            assert seen.restarts == ["start_failed"]
+            assert pool.idle() == 0
+
+    run(test)
+
+
+def test_a_worker_is_given_nothing_while_its_backend_is_not_ready(tmp_path: Path) -> None:
+    async def test() -> None:
+        ready = tmp_path / "ready"
+        async with running_pool("ReadyWhenTold", env={"READY_FILE": str(ready)}) as (pool, _):
+            await until(lambda: [it.state for it in pool.workers()] == ["ready"], "the worker is initialized")
+            assert pool.room() == 0
+            ready.touch()
+            await until(lambda: pool.room() == 2, "the backend is ready")
+
+    run(test)
+
+
+def test_a_worker_is_recycled_after_its_batches_with_the_new_one_warm_before() -> None:
+    async def test() -> None:
+        async with running_pool(recycle={"max_batches": 3}) as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            first = pool.workers()[0].pid
+            for number in range(1, 100_000):
+                await until(lambda: pool.room() > 0, "there is room")
+                pool.submit(make(number, [{"id": number}]))
+                await until(lambda number=number: seen.answered() == number, "answered")  # type: ignore[misc]
+                assert pool.idle() == 1, "a worker is there at any time"
+                if seen.restarts:
+                    break
+            await until(lambda: seen.restarts == ["recycled"], "the worker was replaced")
+            await until(lambda: not psutil.pid_exists(first), "the old one has ended")
+            assert pool.workers()[0].pid != first
+            assert not seen.failures
+
+    run(test)
+
+
+def test_workers_get_their_environment_before_anything_is_imported() -> None:
+    async def test() -> None:
+        async with running_pool(workers=2, env={"COLOUR": "blue"}, devices=["3", "5"], threads_per_worker=7) as (
+            pool,
+            seen,
+        ):
+            await until(lambda: pool.idle() == 2, "the workers are ready")
+            for number in range(2):
+                pool.submit(
+                    make(
+                        number,
+                        [
+                            {"id": 1, "do": "environment", "name": name}
+                            for name in ("COLOUR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+                        ],
+                    )
+                )
+            await until(lambda: seen.answered() == 2, "both are answered")
+            answers = sorted([it["value"] for it in results(reply)] for reply in seen.replies)
+            assert answers == [["blue", "3", "7"], ["blue", "5", "7"]]
+
+    run(test)
+
+
+def test_workers_end_with_the_pool_and_leave_nothing_behind(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_pool(workers=2) as (pool, _):
+            await until(lambda: pool.idle() == 2, "the workers are ready")
+            pool.submit(make(1, [{"id": 1, "do": "compute", "until": str(tmp_path / "never")}]))
+            pids = [it.pid for it in pool.workers()]
+        assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+    run(test)

@@ -1,0 +1,329 @@
+"""The processor as a whole over the in-memory broker, with real worker processes: what a broker can do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamproc.errors import BrokerError, CommitRejectedError, SinkError, TaskStoppedError
+from streamproc.records import TopicPartition
+from streamproc.runtime.processor import Processor
+from streamproc.settings import Settings
+from streamproc.testing import MemoryBroker, MemoryConsumer, MemoryRecord
+from tests.support.asyncs import until
+
+TESTS = Path(__file__).parents[2]
+PARTITIONS = 3
+
+
+def settings_for(**options: Any) -> Settings:
+    task = {"batch": {"max_size": 8, "max_wait_ms": 5}, "commit_interval_ms": 20, **options.pop("task", {})}
+    return Settings.model_validate(
+        {
+            "name": "app",
+            "backend": {"path": f"tests.support.backends:{options.pop('backend', 'Scripted')}"},
+            "pool": {"restart_backoff_ms": 5, **options.pop("pool", {})},
+            "tasks": {"main": {"input": {"topics": ["in"]}, **task}},
+            **options,
+        }
+    )
+
+
+def make_broker(**topic_configs: str) -> MemoryBroker:
+    broker = MemoryBroker()
+    for name in ("in", "in.results", "in.dead"):
+        broker.create_topic(name, PARTITIONS, configs=topic_configs if name == "in.results" else None)
+    broker.create_topic("app.metrics")
+    return broker
+
+
+def setup_for(settings: Settings) -> dict[str, Any]:
+    return {
+        "backend": {"path": settings.backend.path, "loader": "local", "base_dir": str(TESTS), "config": {}},
+        "tasks": {"main": {"schemas": {}, "envelope": "full", "warmup": []}},
+        "shared_memory_threshold_bytes": 262_144,
+        "logging": {"level": "error"},
+    }
+
+
+@contextlib.asynccontextmanager
+async def processing(broker: MemoryBroker, **options: Any) -> AsyncIterator[Processor]:
+    settings = settings_for(**options)
+    processor = Processor(settings, setup_for(settings), broker, rng=random.Random(1))
+    try:
+        await processor.start()
+        yield processor
+    finally:
+        await processor.stop()
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
+
+
+def put(broker: MemoryBroker, count: int, *, start: int = 0, **fields: Any) -> None:
+    for index in range(start, start + count):
+        broker.append("in", json.dumps({"id": index, **fields}).encode(), partition=index % PARTITIONS)
+
+
+def sources(records: list[MemoryRecord]) -> list[tuple[int, int]]:
+    told = [json.loads(record.value or b"")["source"] for record in records]
+    return [(it["partition"], it["offset"]) for it in told]
+
+
+def everything(count: int) -> list[tuple[int, int]]:
+    return sorted((index % PARTITIONS, index // PARTITIONS) for index in range(count))
+
+
+async def all_committed(broker: MemoryBroker, count: int) -> None:
+    await until(lambda: sum(broker.committed("app.main").values()) == count, f"{count} records are committed")
+
+
+def test_everything_is_delivered_once_and_committed() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        put(broker, 100)
+        async with processing(broker) as processor:
+            await all_committed(broker, 100)
+            assert processor.ready().ok
+            assert processor.live().ok
+        assert sources(broker.records("in.results")) == everything(100)
+
+    run(test)
+
+
+def test_gaps_in_the_offsets_are_committed_over() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        put(broker, 30)
+        for offset in (0, 3, 4, 9):
+            broker.remove("in", 0, offset)
+        async with processing(broker):
+            await until(lambda: len(broker.records("in.results")) == 26, "what is left is processed")
+            await until(lambda: broker.committed("app.main").get(TopicPartition("in", 0)) == 9, "0 is committed")
+        assert [offset for partition, offset in sources(broker.records("in.results")) if partition == 0] == [
+            *(1, 2, 5, 6, 7, 8)
+        ]
+
+    run(test)
+
+
+def test_nothing_is_committed_that_is_not_acknowledged_and_reading_stops_at_the_limit() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        limits = {"max_in_flight_records": 40}
+        async with processing(broker, task={"limits": limits}) as processor:
+            task = processor.tasks["main"]
+            with broker.acknowledgements_held():
+                put(broker, 300)
+                await until(lambda: task.source.paused, "reading pauses")
+                assert task.ledger.in_flight_records == 40
+                for _ in range(50):
+                    await asyncio.sleep(0)
+                    assert task.ledger.in_flight_records <= 40
+                assert broker.committed("app.main") == {}
+                assert processor.status().tasks["main"].reason == "back-pressure"
+            await all_committed(broker, 300)
+            assert not task.source.paused
+            assert processor.metrics.task("main").pauses._value.get() >= 1
+        assert sources(broker.records("in.results")) == everything(300)
+
+    run(test)
+
+
+def test_bytes_in_flight_are_bounded_too() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        limits = {"max_in_flight_bytes": 50_000}
+        async with processing(broker, backend="Identity", task={"limits": limits}) as processor:
+            task = processor.tasks["main"]
+            put(broker, 1, pad="x" * 10_000)
+            await all_committed(broker, 1)
+            with broker.acknowledgements_held():
+                put(broker, 60, start=1, pad="x" * 10_000)
+                await until(lambda: task.source.paused, "reading pauses")
+                assert task.ledger.in_flight_bytes < 50_000 + 10_100
+            await all_committed(broker, 61)
+
+    run(test)
+
+
+def test_a_commit_that_fails_is_tried_again() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        broker.fail_next("commit", BrokerError("the coordinator is moving"), times=3)
+        put(broker, 10)
+        async with processing(broker) as processor:
+            await all_committed(broker, 10)
+            assert processor.metrics.task("main").commit_failures._value.get() == 3
+
+    run(test)
+
+
+def test_a_rejected_commit_is_no_failure() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        broker.fail_next("commit", CommitRejectedError("another generation"))
+        put(broker, 10)
+        async with processing(broker) as processor:
+            await all_committed(broker, 10)
+            assert processor.failure is None
+
+    run(test)
+
+
+def test_results_that_cannot_be_written_end_the_processor_and_commit_nothing() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        put(broker, 10)
+        broker.fail_next("write", BrokerError("not authorized"), times=50)
+        with pytest.raises(SinkError, match=r"cannot be written to topic .* not authorized"):
+            async with processing(broker) as processor:
+                await processor.wait()
+        assert broker.committed("app.main") == {}
+        broker._faults.clear()  # what the operator mended
+        async with processing(broker):
+            await all_committed(broker, 10)
+
+    run(test)
+
+
+def test_a_result_too_large_for_its_topic_becomes_a_dead_letter_that_says_so() -> None:
+    async def test() -> None:
+        broker = make_broker(**{"max.message.bytes": "2000"})
+        async with processing(broker, backend="Identity"):
+            put(broker, 5)
+            put(broker, 1, start=5, pad="x" * 3_000)
+            put(broker, 5, start=6)
+            await all_committed(broker, 11)
+        assert len(broker.records("in.results")) == 10
+        (letter,) = broker.records("in.dead")
+        told = dict(letter.headers)
+        assert told["streamproc-error-type"] == b"ResultTooLarge"
+        assert b"max.message.bytes is 2000" in (told["streamproc-error-message"] or b"")
+        assert json.loads(letter.value or b"")["id"] == 5
+
+    run(test)
+
+
+def test_a_partition_that_moves_while_its_batch_computes_is_waited_for(tmp_path: Path) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        done = tmp_path / "done"
+        async with processing(broker, rebalance_drain_s=20) as processor:
+            broker.append("in", json.dumps({"id": 0, "do": "compute", "until": str(done)}).encode())
+            await until(lambda: any(it.batches for it in processor.pool.workers()), "the batch computes")
+            joining = asyncio.ensure_future(join(broker))
+            await until(lambda: not processor.tasks["main"].source.assigned_partitions, "the rebalance has begun")
+            done.touch()
+            other = await joining
+            await broker.settled()
+            await all_committed(broker, 1)
+            assert len(broker.records("in.results")) == 1
+            await other.stop()
+
+    run(test)
+
+
+def test_a_partition_that_does_not_drain_in_time_is_let_go_and_its_late_outcome_counts_for_nothing(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        done = tmp_path / "done"
+        async with processing(broker, rebalance_drain_s=0.05) as processor:
+            record = {"id": 0, "do": "compute", "until": str(done), "once": str(tmp_path / "once")}
+            broker.append("in", json.dumps(record).encode())
+            await until(lambda: (tmp_path / "once").exists(), "the batch computes")
+            other = await join(broker)
+            await broker.settled()
+            assert broker.committed("app.main") == {}
+            await other.stop()
+            await broker.settled()
+            done.touch()
+            await all_committed(broker, 1)
+            await until(lambda: processor.tasks["main"].counts.results == 1, "there is one result")
+        assert len(broker.records("in.results")) == 1
+
+    run(test)
+
+
+def test_a_member_that_was_thrown_out_comes_back_and_nothing_is_lost() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        put(broker, 30)
+        async with processing(broker) as processor:
+            await all_committed(broker, 30)
+            consumer = processor.tasks["main"].consumer
+            assert isinstance(consumer, MemoryConsumer)
+            broker.expel(consumer)
+            put(broker, 30, start=30)
+            await all_committed(broker, 60)
+        assert set(sources(broker.records("in.results"))) == set(everything(60))
+
+    run(test)
+
+
+def test_records_in_a_window_are_given_back_at_shutdown_and_read_again() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        waiting = {"batch": {"max_size": 100, "max_wait_ms": 60_000}}
+        async with processing(broker, task=waiting) as processor:
+            task = processor.tasks["main"]
+            await until(lambda: processor.ready().ok, "ready")
+            # With a backlog nothing waits; one record at the log's end does.
+            put(broker, 1)
+            await until(lambda: task.batcher.size == 1 or task.counts.results == 1, "it is read")
+        async with processing(broker):
+            await all_committed(broker, 1)
+        assert len(broker.records("in.results")) == 1
+
+    run(test)
+
+
+def test_a_record_at_fault_stops_the_task_where_the_settings_say_so() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        options = {"on_error": {"retries": 0, "then": "stop"}}
+        with pytest.raises(TaskStoppedError, match=r"topic in, partition 0, offset 0") as caught:
+            async with processing(broker, task=options) as processor:
+                broker.append("in", b'{"id": 0, "do": "raise"}')
+                await processor.wait()
+        assert (caught.value.topic, caught.value.partition, caught.value.offset) == ("in", 0, 0)
+        assert broker.committed("app.main") == {}
+
+    run(test)
+
+
+def test_retries_do_not_hold_up_other_partitions(tmp_path: Path) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        options = {"on_error": {"retries": 1, "backoff_ms": 30_000}, "batch": {"max_size": 1}}
+        async with processing(broker, task=options) as processor:
+            await until(lambda: processor.ready().ok, "ready")
+            broker.append("in", json.dumps({"id": 0, "do": "raise"}).encode(), partition=0)
+            for index in range(10):
+                broker.append("in", json.dumps({"id": index}).encode(), partition=1)
+            await until(lambda: len(broker.records("in.results", 1)) == 10, "the other partition goes on")
+            assert broker.records("in.dead") == []
+            processor.settings = processor.settings.model_copy(update={"shutdown_timeout_s": 0.1})
+
+    run(test)
+
+
+async def join(broker: MemoryBroker) -> MemoryConsumer:
+    """Another member of the group, which reads nothing."""
+
+    async def ignore(_: set[TopicPartition]) -> None:
+        return
+
+    other = broker.consumer(group_id="app.main")
+    await other.start(["in"], ignore, ignore)
+    return other

@@ -1,0 +1,96 @@
+"""Backends for tests: what a record says is what happens to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from streamproc import InferenceBackend, RecordError
+
+Rows = list[dict[str, Any]]
+
+
+class Identity(InferenceBackend):
+    """Answers what it was asked."""
+
+    def execute(self, inputs: Rows) -> Rows:
+        """The inputs."""
+        return inputs
+
+
+class Scripted(InferenceBackend):
+    """Does to a batch what its records ask for by ``do``; a file at ``once`` makes it happen one time only."""
+
+    def execute(self, inputs: Rows) -> list[Any]:
+        """An output for each record."""
+        return [self._act(record) for record in inputs]
+
+    def transform_outputs(self, inputs: list[Any]) -> list[Any]:
+        """Leave out an output where a record asks for it."""
+        return [output for output in inputs if output != "omit"]
+
+    def _act(self, record: dict[str, Any]) -> Any:
+        action = record.get("do")
+        if action is None or not self._first_time(record):
+            return {"id": record["id"], "pid": os.getpid()}
+        if action == "raise":
+            raise ValueError(f"record {record['id']} is at fault")
+        if action == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "exit":
+            os._exit(3)
+        if action == "refuse":
+            return RecordError(f"record {record['id']} is refused")
+        if action == "list":
+            return [1, 2]
+        if action == "object":
+            return {"object": object()}
+        if action == "environment":
+            return {"id": record["id"], "value": os.environ.get(record["name"])}
+        if action == "compute":
+            self._compute(record)
+        return "omit" if action == "omit" else {"id": record["id"]}
+
+    @staticmethod
+    def _compute(record: dict[str, Any]) -> None:
+        """Hold the processor until ``until`` exists: a test decides when."""
+        until = Path(record["until"])
+        while not until.exists():
+            time.sleep(0.005)
+
+    @staticmethod
+    def _first_time(record: dict[str, Any]) -> bool:
+        if "once" not in record:
+            return True
+        try:
+            Path(record["once"]).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+class Broken(InferenceBackend):
+    """Cannot be initialized."""
+
+    def initialize(self) -> None:
+        """Fail."""
+        raise OSError("the weights are not there")
+
+    def execute(self, inputs: Rows) -> Rows:
+        """Never reached."""
+        return inputs
+
+
+class ReadyWhenTold(InferenceBackend):
+    """Is ready when the file named by the environment exists."""
+
+    def ready(self) -> bool:
+        """Whether the file is there."""
+        return Path(os.environ["READY_FILE"]).exists()
+
+    def execute(self, inputs: Rows) -> Rows:
+        """The inputs."""
+        return inputs

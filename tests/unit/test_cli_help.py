@@ -1,0 +1,175 @@
+"""The command line as a whole: help, usage errors, and what becomes of an exception."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from streamproc.cli import root
+from streamproc.cli.consume import Begin, parse_begin
+from streamproc.errors import BrokerError, SettingsError
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = [
+    [],
+    *([name] for name in root.COMMANDS),
+    ["topics", "plan"],
+    ["topics", "apply"],
+    ["config", "schema"],
+    ["config", "show"],
+]
+
+Streamproc = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def streamproc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Streamproc:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv(root.DEBUG_VARIABLE, raising=False)
+    # --debug sets it for the processes that a command starts; undone with the fixture.
+    monkeypatch.setenv(root.DEBUG_VARIABLE, "")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            root.command()(args=list(arguments), prog_name="streamproc")
+        out, err = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, out, err
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_has_an_example_and_explains_every_option(streamproc: Streamproc, command: list[str]) -> None:
+    code, out, _ = streamproc(*command, "--help")
+    assert code == 0
+    assert f"Example: {' '.join(['streamproc', *command])}" in out
+    assert "Traceback" not in out
+    for line in out.splitlines():
+        if line.startswith("│ --"):
+            assert line.strip("│ ").count("  ") >= 1, f"an option without a word of help: {line}"
+
+
+def test_help_imports_nothing_that_is_slow() -> None:
+    code = (
+        "import sys\n"
+        "from streamproc.cli import main\n"
+        "sys.argv = ['streamproc', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'aiokafka', 'numpy', 'pydantic', 'fastapi', 'yaml', 'uvloop'} & set(sys.modules)))\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_summaries_and_the_modules_are_there_for_every_command() -> None:
+    for module, summary in root.COMMANDS.values():
+        assert importlib.import_module(module).app is not None
+        assert summary.endswith(".")
+
+
+def test_a_command_that_is_nearly_right_is_told_the_right_one(streamproc: Streamproc) -> None:
+    code, _, err = streamproc("comsume")
+    assert code == 2
+    assert "consume" in err
+
+
+def test_no_command_shows_the_help_and_is_a_usage_error(streamproc: Streamproc) -> None:
+    code, out, _ = streamproc()
+    assert code == 2
+    assert "Usage: streamproc" in out
+
+
+def test_an_unknown_option_is_a_usage_error(streamproc: Streamproc) -> None:
+    assert streamproc("lag", "--fast")[0] == 2
+
+
+def test_the_version_is_the_packages(streamproc: Streamproc) -> None:
+    code, out, _ = streamproc("--version")
+    assert code == 0
+    assert out.startswith("streamproc ")
+
+
+def _raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def load_with_places(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("streamproc.settings_loading.load_with_places", load_with_places)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (
+            SettingsError("is wrong", setting="name", place="file:1", hint="mend it"),
+            2,
+            "file:1: name: is wrong; mend it",
+        ),
+        (BrokerError("Kafka said [no]"), 1, "Kafka said [no]"),
+        (KeyError("x"), 1, "unexpected KeyError: 'x'"),
+    ],
+)
+def test_an_error_is_one_sentence_and_an_exit_code(
+    streamproc: Streamproc, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, sentence: str
+) -> None:
+    _raising(monkeypatch, error)
+    result, out, err = streamproc("config", "show")
+    assert result == code
+    assert out == ""
+    assert err.startswith(sentence)
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_debug_adds_the_traceback(streamproc: Streamproc, monkeypatch: pytest.MonkeyPatch) -> None:
+    _raising(monkeypatch, BrokerError("no"))
+    code, _, err = streamproc("--debug", "config", "show")
+    assert code == 1
+    assert "Traceback" in err
+    assert err.endswith("no\n")
+
+
+def test_ctrl_c_is_130_and_silent(streamproc: Streamproc, monkeypatch: pytest.MonkeyPatch) -> None:
+    _raising(monkeypatch, KeyboardInterrupt())
+    assert streamproc("config", "show") == (130, "", "")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "streamproc.cli", "config", "schema"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "begin"),
+    [
+        ("beginning", Begin()),
+        ("end", Begin(at_end=True)),
+        ("42", Begin(offset=42)),
+        ("-5", Begin(offset=-5)),
+        ("15m", Begin(time_ms=100_000)),
+        ("1.5s", Begin(time_ms=998_500)),
+        ("1970-01-01T00:00:01+00:00", Begin(time_ms=1_000)),
+        ("1970-01-01T00:00:01Z", Begin(time_ms=1_000)),
+    ],
+)
+def test_where_to_begin_is_an_offset_a_time_or_an_age(text: str, begin: Begin) -> None:
+    assert parse_begin(text, 1_000.0) == begin

@@ -1,0 +1,126 @@
+"""What one setting alone cannot know: checks across settings, and the topics and groups that follow from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from streamproc.settings import CrossFieldError, Settings
+
+
+def _settings(**changes: Any) -> Settings:
+    values: dict[str, Any] = {
+        "name": "app",
+        "backend": {"path": "inference:Backend"},
+        "tasks": {"text": {"input": {"topics": ["in"]}}},
+        **changes,
+    }
+    return Settings.model_validate(values)
+
+
+def _clash(**changes: Any) -> CrossFieldError:
+    with pytest.raises(ValidationError) as caught:
+        _settings(**changes)
+    error = caught.value.errors()[0]["ctx"]["error"]
+    assert isinstance(error, CrossFieldError)
+    assert error.hint
+    return error
+
+
+def _task(**changes: Any) -> dict[str, Any]:
+    return {"tasks": {"text": {"input": {"topics": ["in"]}, **changes}}}
+
+
+def test_topics_that_are_left_out_follow_from_the_input_and_the_application() -> None:
+    settings = _settings()
+    topics = settings.topics_of("text")
+    assert (topics.inputs, topics.results, topics.metrics, topics.dead) == (
+        ("in",),
+        "in.results",
+        "app.metrics",
+        "in.dead",
+    )
+    assert settings.group_of("text") == "app.text"
+
+
+def test_tasks_may_share_a_metrics_topic() -> None:
+    tasks = {"a": {"input": {"topics": ["one"]}}, "b": {"input": {"topics": ["two"]}}}
+    settings = _settings(tasks=tasks)
+    assert settings.topics_of("a").metrics == settings.topics_of("b").metrics
+
+
+def test_two_tasks_on_one_result_topic_are_refused() -> None:
+    tasks = {
+        "a": {"input": {"topics": ["one"]}, "output": {"topic": "out"}},
+        "b": {"input": {"topics": ["two"]}, "output": {"topic": "out"}},
+    }
+    error = _clash(tasks=tasks)
+    assert "tasks a and b both write results to out" in error.problem
+    assert error.keys[0] == ("tasks", "b", "output", "topic")
+
+
+@pytest.mark.parametrize("role", ["output", "metrics", "dead_letters"])
+def test_a_task_that_would_read_what_it_writes_is_refused(role: str) -> None:
+    error = _clash(**_task(**{role: {"topic": "in"}}))
+    assert "the stream would feed itself" in error.problem
+    assert error.keys[0] == ("tasks", "text", role, "topic")
+
+
+def test_tasks_of_one_application_are_not_chained() -> None:
+    tasks = {
+        "a": {"input": {"topics": ["one"]}, "output": {"topic": "two"}},
+        "b": {"input": {"topics": ["two"]}},
+    }
+    assert "applications of their own" in _clash(tasks=tasks).hint
+
+
+def test_results_and_dead_letters_are_kept_apart() -> None:
+    error = _clash(**_task(output={"topic": "out"}, dead_letters={"topic": "out"}))
+    assert "two of results, metrics and dead letters" in error.problem
+
+
+def test_a_wait_longer_than_the_poll_interval_is_refused() -> None:
+    error = _clash(**_task(batch={"max_wait_ms": 300_000}))
+    assert error.keys[0] == ("tasks", "text", "batch", "max_wait_ms")
+    assert "kafka.max_poll_interval_ms (300000)" in error.problem
+
+
+def test_a_drain_longer_than_the_poll_interval_is_refused() -> None:
+    assert _clash(rebalance_drain_s=300).keys[0] == ("rebalance_drain_s",)
+
+
+def test_a_session_longer_than_the_poll_interval_is_refused() -> None:
+    assert _clash(kafka={"session_timeout_ms": 300_001}).keys[0] == ("kafka", "session_timeout_ms")
+
+
+def test_a_batch_that_can_never_fill_is_refused() -> None:
+    error = _clash(**_task(batch={"max_size": 100}, limits={"max_in_flight_records": 99}))
+    assert error.keys[0] == ("limits", "max_in_flight_records")
+
+
+@pytest.mark.parametrize(
+    ("kafka", "key"),
+    [
+        ({"security_protocol": "SASL_SSL"}, "security_protocol"),
+        ({"security_protocol": "SASL_SSL", "sasl_username": "me"}, "security_protocol"),
+        ({"sasl_password": "x", "sasl_password_file": "file"}, "sasl_password_file"),
+        ({"ssl_cert_file": "cert.pem"}, "ssl_cert_file"),
+        ({"ssl_key_file": "key.pem"}, "ssl_key_file"),
+    ],
+)
+def test_incomplete_credentials_are_refused(kafka: dict[str, str], key: str) -> None:
+    assert _clash(kafka=kafka).keys[0] == (key,)
+
+
+def test_a_password_is_never_shown() -> None:
+    kafka = {"security_protocol": "SASL_SSL", "sasl_username": "me", "sasl_password": "hunter2"}
+    settings = _settings(kafka=kafka)
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in settings.model_dump_json()
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        _settings().name = "other"  # type: ignore[misc] # what mypy's plugin refuses, pydantic shall refuse too
