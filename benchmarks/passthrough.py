@@ -131,7 +131,7 @@ async def bare(bootstrap: str, output: str, records: int) -> dict[str, float]:
 
 
 async def ours(bootstrap: str, output: str, records: int) -> dict[str, float]:
-    """streamproc with an identity backend."""
+    """The processor with an identity backend."""
     settings = Settings.model_validate(
         {
             "name": output,

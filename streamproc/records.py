@@ -32,22 +32,35 @@ class TopicPartition(NamedTuple):
 
 
 class Record(Protocol):
-    """A Kafka record as a client gives it: ``timestamp`` in milliseconds since 1970, headers as (name, value) pairs."""
+    """A Kafka record as a client gives it."""
 
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """The topic it was read from."""
+
     @property
-    def partition(self) -> int: ...
+    def partition(self) -> int:
+        """The partition it was read from."""
+
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """Its place in the partition."""
+
     @property
-    def timestamp(self) -> int: ...
+    def timestamp(self) -> int:
+        """Milliseconds since 1970."""
+
     @property
-    def key(self) -> bytes | None: ...
+    def key(self) -> bytes | None:
+        """Its key, if it has one."""
+
     @property
-    def value(self) -> bytes | None: ...
+    def value(self) -> bytes | None:
+        """Its value; null for a tombstone."""
+
     @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """Names and values."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -38,10 +38,7 @@ class LazyGroup(TyperGroup):
         name, stand_in, rest = super().resolve_command(ctx, args)
         if name is None or stand_in is None:
             return name, stand_in, rest
-        try:
-            module = importlib.import_module(COMMANDS[name][0])
-        except BaseException as error:  # noqa: BLE001 - reported, and the process ends
-            _report(error, debug=ctx.params.get("debug", False))
+        module = importlib.import_module(COMMANDS[name][0])
         command = get_command(module.app)
         command.name = name
         # Completion is the root's; Typer would offer it for each module's own app.

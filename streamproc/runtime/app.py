@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -74,6 +75,9 @@ def run_app(settings: Settings) -> int:
         StreamprocError: what kept the processor from starting, or ended it.
     """
     configure_logging(settings.logging, sys.stderr)
+    # The data path makes records by the ten thousand and cycles hardly ever: looking for cycles as often as Python does
+    # by default took a seventh of the parent's time.
+    gc.set_threshold(100_000, 20, 20)
     return uvloop.run(_run(settings))
 
 
@@ -112,5 +116,7 @@ async def _run(settings: Settings) -> int:
 async def _serve(application: Application) -> None:
     await application.start()
     await application.processor.until_ready()
+    gc.collect()
+    gc.freeze()
     log.info("ready")
     await application.processor.wait()

@@ -165,9 +165,7 @@ def test_bad_records_become_dead_letters_with_their_reasons_and_cost_no_good_one
     assert sorted(json.loads(it.value or b"")["result"]["id"] for it in results) == list(range(10_000))
     assert len(dead) == 1_000
     assert stream.committed() == stream.ends()
-    originals = {
-        (index % PARTITIONS, index // PARTITIONS): value for index, value in enumerate(values)
-    }
+    originals = {(index % PARTITIONS, index // PARTITIONS): value for index, value in enumerate(values)}
     reasons: dict[str, set[tuple[str, str]]] = {name: set() for name in BAD}
     for letter in dead:
         told = headers(letter)
@@ -199,12 +197,13 @@ def test_bad_records_become_dead_letters_with_their_reasons_and_cost_no_good_one
 def test_culprits_are_found_and_the_rest_of_their_batches_delivered(
     kafka: str, tmp_path: Path, topic_name: Names
 ) -> None:
-    stream = Stream(
-        kafka, topic_name(), "Scripted", batch={"max_size": 32}, on_error={"retries": 0, "backoff_ms": 1}
-    )
+    stream = Stream(kafka, topic_name(), "Scripted", batch={"max_size": 32}, on_error={"retries": 0, "backoff_ms": 1})
     actions = {50: "raise", 300: "die", 301: "omit", 555: "refuse"}
     stream.produce(
-        [json.dumps({"id": index, **({"do": actions[index]} if index in actions else {})}).encode() for index in range(600)]
+        [
+            json.dumps({"id": index, **({"do": actions[index]} if index in actions else {})}).encode()
+            for index in range(600)
+        ]
     )
     with App(tmp_path, stream.settings) as app:
         app.until(processed(600), "everything is processed", 120)
@@ -256,17 +255,13 @@ def test_an_idle_streams_record_is_out_soon_after_its_wait(kafka: str, tmp_path:
             stream.produce([b'{"id": %d}' % index])
             app.until(processed(index + 1), "the record is processed")
         assert app.terminate() == 0
-    delays = []
-    for record in stream.results():
-        delays.append(record.timestamp - json.loads(record.value or b"")["source"]["timestamp"])
+    delays = [it.timestamp - json.loads(it.value or b"")["source"]["timestamp"] for it in stream.results()]
     # The promise is 20 ms beyond max_wait_ms at the median; the bound leaves room for a busy machine.
     assert statistics.median(delays) < 20 + 200
 
 
 @pytest.mark.parametrize("ordering", ["partition", "key", "unordered"])
-def test_every_ordering_delivers_everything_once(
-    kafka: str, tmp_path: Path, topic_name: Names, ordering: str
-) -> None:
+def test_every_ordering_delivers_everything_once(kafka: str, tmp_path: Path, topic_name: Names, ordering: str) -> None:
     stream = Stream(kafka, topic_name(), "Identity", batch={"max_size": 16}, ordering=ordering)
     rows = {
         partition: [(b"key-%d" % (index % 7), b'{"id": %d}' % index) for index in range(1_000)]

@@ -241,7 +241,7 @@ def test_a_partition_that_does_not_drain_in_time_is_let_go_and_its_late_outcome_
         async with processing(broker, rebalance_drain_s=0.05) as processor:
             record = {"id": 0, "do": "compute", "until": str(done), "once": str(tmp_path / "once")}
             broker.append("in", json.dumps(record).encode())
-            await until(lambda: (tmp_path / "once").exists(), "the batch computes")
+            await until((tmp_path / "once").exists, "the batch computes")
             other = await join(broker)
             await broker.settled()
             assert broker.committed("app.main") == {}
@@ -302,7 +302,7 @@ def test_a_record_at_fault_stops_the_task_where_the_settings_say_so() -> None:
     run(test)
 
 
-def test_retries_do_not_hold_up_other_partitions(tmp_path: Path) -> None:
+def test_retries_do_not_hold_up_other_partitions() -> None:
     async def test() -> None:
         broker = make_broker()
         options = {"on_error": {"retries": 1, "backoff_ms": 30_000}, "batch": {"max_size": 1}}

@@ -113,7 +113,9 @@ class App:
     def _until(self, condition: Callable[[], object], what: str, deadline_s: float = 30.0) -> None:
         def alive_and_so() -> object:
             if self.process.poll() is not None:
-                raise AssertionError(f"the processor ended with {self.process.returncode}, before: {what}\n{self.log()}")
+                raise AssertionError(
+                    f"the processor ended with {self.process.returncode}, before: {what}\n{self.log()}"
+                )
             return condition()
 
         wait_until(alive_and_so, what, deadline_s=deadline_s)
@@ -126,9 +128,7 @@ def kafka_settings(bootstrap_servers: str) -> KafkaSettings:
 def create(bootstrap_servers: str, topics: Mapping[str, int], **configs: str) -> None:
     async def go() -> None:
         async with KafkaAdmin(kafka_settings(bootstrap_servers)) as admin:
-            await admin.create_topics(
-                [NewTopic(name, partitions, 1, configs) for name, partitions in topics.items()]
-            )
+            await admin.create_topics([NewTopic(name, partitions, 1, configs) for name, partitions in topics.items()])
 
     asyncio.run(go())
 
