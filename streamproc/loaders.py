@@ -24,6 +24,15 @@ from streamproc.errors import InferenceBackendLoadError
 from streamproc.logger import get_logger
 
 
+def load_backend(path: str, *, loader: str, base_dir: str | Path, config: dict[str, Any]) -> Any:
+    """The backend that the settings name: ``loader`` is ``local``, ``module`` or ``project``. Raises as ``load``."""
+    if loader == "local":
+        return LocalLoader(path, base_dir=base_dir).load(**config)
+    if loader == "module":
+        return ModuleLoader(path).load(**config)
+    return InferenceBackendLoader.from_project(Path(base_dir, path), **config)
+
+
 class InferenceBackendLoader(ABC):
     """Finds the object that a path names, and makes a backend of it."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from streamproc.backend.arrays import to_array
 from streamproc.backend.configuration import BackendConfig, InputFormats
 from streamproc.backend.paths import flatten_record
 from streamproc.backend.plans import choose_plan
@@ -93,7 +94,7 @@ class NumpyPreprocessor(Preprocessor):
         """The batch as an array."""
         if not isinstance(raw_inputs, list):
             raise ValueError(f"the inputs must be a list of dicts, not {type(raw_inputs).__name__}")  # noqa: TRY004 as below
-        return np.array(self._rows(raw_inputs))
+        return to_array(self._rows(raw_inputs))
 
     def _rows(self, records: list[Any]) -> list[Any]:
         # A key of just that name goes before a nested path, so that where all are keys nothing else matters.

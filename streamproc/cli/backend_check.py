@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -52,17 +51,9 @@ def main() -> None:
 
 
 def _load(backend: dict[str, Any]) -> Any:
-    from streamproc.loaders import (  # noqa: PLC0415 - inside the try, as the user's code is
-        InferenceBackendLoader,
-        LocalLoader,
-        ModuleLoader,
-    )
+    from streamproc.loaders import load_backend  # noqa: PLC0415 - inside the try, as the user's code is
 
-    if backend["loader"] == "local":
-        return LocalLoader(backend["path"], base_dir=backend["base_dir"]).load(**backend["config"])
-    if backend["loader"] == "module":
-        return ModuleLoader(backend["path"]).load(**backend["config"])
-    return InferenceBackendLoader.from_project(Path(backend["base_dir"], backend["path"]), **backend["config"])
+    return load_backend(**backend)
 
 
 def _run(backend: Any, task: str, records: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:

@@ -196,6 +196,8 @@ def _check_schema(topic: DeclaredTopic, records: list[tuple[str, dict[str, Any]]
 
 def _run_backend(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The child's answers. Raises BackendError when it ends without its last one."""
+    from streamproc.runtime.pool import worker_environment  # noqa: PLC0415 - --help needs none of it
+
     settings = loaded.settings
     backend, pool = settings.backend, settings.pool
     request = {
@@ -217,7 +219,7 @@ def _run_backend(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> li
         [sys.executable, "-m", "streamproc.cli.backend_check"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, **pool.env},
+        env=worker_environment(pool, 0, os.environ),
     ) as child:
         try:
             output, _ = child.communicate(orjson.dumps(request), timeout=limit_s)

@@ -26,7 +26,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class Worker:
     rss_bytes: int = 0
     kill_reason: str | None = None
     start_message: str = ""
+    start_hopeless: bool = False
     process: asyncio.subprocess.Process | None = None
     transport: asyncio.Transport | None = None
     segments: list[Segment] = field(default_factory=list)
@@ -122,6 +123,18 @@ class Worker:
     def open(self) -> bool:
         """Whether it may be given batches."""
         return self.ready and self.state in ("ready", "outgoing")
+
+
+def worker_environment(settings: PoolSettings, index: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the worker with this index: threads, devices, and what ``pool.env`` says, over ``environ``."""
+    threads = settings.threads_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
+    environment = {**environ, "STREAMPROC_WORKER": str(index)}
+    for variable in _THREAD_VARIABLES:
+        if settings.threads_per_worker is not None or variable not in environment:
+            environment[variable] = str(threads)
+    if settings.devices:
+        environment["CUDA_VISIBLE_DEVICES"] = settings.devices[index % len(settings.devices)]
+    return {**environment, **settings.env}
 
 
 class Pool:
@@ -140,6 +153,8 @@ class Pool:
         self._failed_starts: dict[int, int] = {}
         self._restarts: dict[int, int] = {}
         self._stopping = False
+        self.initialized = asyncio.Event()
+        """Set once a worker has initialized the backend."""
 
     # -- what the processor asks
 
@@ -249,7 +264,7 @@ class Pool:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
                     pass_fds=descriptors,
-                    env=self._environment(worker.index),
+                    env=worker_environment(self._settings, worker.index, os.environ),
                     # Ctrl-C in the terminal must not reach it before it can ignore it.
                     start_new_session=True,
                 )
@@ -272,17 +287,6 @@ class Pool:
                 await worker.closed.wait()
         worker.transport.close()
         return code
-
-    def _environment(self, index: int) -> dict[str, str]:
-        threads = self._settings.threads_per_worker or max(1, (os.cpu_count() or 1) // self._settings.workers)
-        environment = {**os.environ}
-        for variable in _THREAD_VARIABLES:
-            if self._settings.threads_per_worker is not None or variable not in environment:
-                environment[variable] = str(threads)
-        if self._settings.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self._settings.devices[index % len(self._settings.devices)]
-        environment["STREAMPROC_WORKER"] = str(index)
-        return {**environment, **self._settings.env}
 
     def _ended(self, worker: Worker, code: int | None) -> None:
         """A worker's process is gone: answer for its batches and start another."""
@@ -324,13 +328,10 @@ class Pool:
         detail = worker.start_message or cause
         if worker.replaces is not None:
             log.error("worker %d is not recycled: its successor did not start: %s", worker.index, detail)
-        if failures >= self._settings.start_attempts:
-            times = "once" if failures == 1 else f"{failures} times in a row"
-            self._events.on_fatal(
-                WorkerStartError(
-                    f"worker {worker.index} did not start, tried {times}: {detail}", attempts=failures, detail=detail
-                )
-            )
+        if worker.start_hopeless or failures >= self._settings.start_attempts:
+            times = "" if failures == 1 else f", tried {failures} times in a row"
+            message = f"worker {worker.index} did not start{times}: {detail}"
+            self._events.on_fatal(WorkerStartError(message, attempts=failures, detail=detail))
             return
         log.warning("worker %d did not start (attempt %d): %s", worker.index, failures, detail)
         self._events.on_restart("start_failed")
@@ -387,6 +388,7 @@ class Pool:
                 self._on_readiness(worker, frame)
             case Kind.START_FAILED:
                 worker.start_message = str(frame.head["message"])
+                worker.start_hopeless = bool(frame.head["final"])
             case _:
                 raise AssertionError(f"a worker sent {frame.kind.name}")
 
@@ -431,6 +433,7 @@ class Pool:
             worker.initialize_s = frame.head["initialize_s"]
             worker.state = "ready"
             self._failed_starts.pop(worker.index, None)
+            self.initialized.set()
             log.info("worker %d (pid %d) initialized in %.3f s", worker.index, worker.pid, worker.initialize_s)
             if worker.replaces is not None:
                 self._replace(worker.replaces, worker)

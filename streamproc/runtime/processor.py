@@ -3,7 +3,8 @@
 This file and ``task_stream`` are the only ones that know all the stages. Dispatch is driven by events: records that
 arrived, an answer from a worker, a worker that became ready, a deadline that passed; between them the processor sleeps.
 
-Start: check Kafka, bind the sidecar's port, start the workers and, while they load, join the groups.
+Start: reach Kafka and its topics, start the workers, and join the groups once a worker is initialized: a replica whose
+       model does not load takes no partition from the others.
 Stop:  drain the tasks (nothing new is taken, what is in flight is settled), commit, leave the groups, end the workers,
        close the sidecar. Every step is bounded by ``shutdown_timeout_s`` as a whole; what is not done by then is not
        committed, and is read again after the next start.
@@ -16,7 +17,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import psutil
@@ -102,9 +103,11 @@ class Processor:
     async def start(self) -> None:
         """Reach Kafka, start the workers, join the groups. Raises StreamprocError; then ``stop`` cleans up."""
         await self._connections.probe()
+        await asyncio.gather(*(task.connect() for task in self.tasks.values()))
         await self.pool.start()
-        await asyncio.gather(*(task.start() for task in self.tasks.values()))
         self._ticking = asyncio.get_running_loop().create_task(self._tick(), name="tick")
+        await self._unless_it_ends(self.pool.initialized.wait())
+        await asyncio.gather(*(task.join() for task in self.tasks.values()))
 
     async def until_ready(self) -> None:
         """Wait until ``ready`` says yes. Raises what ended the processor before."""
@@ -112,6 +115,14 @@ class Processor:
             await asyncio.wait({self._ended}, timeout=0.02)
             if self._ended.done():
                 await self.wait()
+
+    async def _unless_it_ends(self, work: Coroutine[Any, Any, object]) -> None:
+        """Wait for work, or raise what ends the processor before it is done."""
+        working = asyncio.ensure_future(work)
+        await asyncio.wait({self._ended, working}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            await self.wait()
 
     async def wait(self) -> None:
         """Until the processor was stopped; raises the error that ended it, if one did."""

@@ -120,8 +120,8 @@ class TaskStream:
 
     # -- start and stop
 
-    async def start(self) -> None:
-        """Connect, look at the output topics, and join the group. Raises BrokerError."""
+    async def connect(self) -> None:
+        """Connect the producer and look at the topics. Raises BrokerError, TopicMissingError."""
         await self._producer.start()
         known = {}
         for topic in (self.topics.results, self.topics.dead, self.topics.metrics):
@@ -138,6 +138,9 @@ class TaskStream:
             events=SinkEvents(self._on_settled, self._on_written, self._on_dead, self._on_sink_error),
             full_envelope=self._settings.output.envelope == "full",
         )
+
+    async def join(self) -> None:
+        """Join the group and begin to read. Raises BrokerError."""
         self.state = "running"
         await self.consumer.start(list(self.topics.inputs), self._on_revoked, self._on_assigned)
         loop = asyncio.get_running_loop()

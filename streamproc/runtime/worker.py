@@ -24,15 +24,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from streamproc.backend.record_error import RecordError
 from streamproc.backend.tasks import resolve_task
-from streamproc.errors import BackendError, StreamprocError
-from streamproc.loaders import InferenceBackendLoader, LocalLoader, ModuleLoader
+from streamproc.errors import BackendError, InferenceBackendLoadError, PreprocessorInitError, StreamprocError
+from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.records import Failure, Status
 from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_failure, shorten
@@ -209,7 +209,7 @@ class Worker:
             self._set_up(setup.head)
         except Exception as error:
             log.debug("the backend did not start", exc_info=error)
-            write_frame(self._connection, Kind.START_FAILED, {"message": _start_failure(error)})
+            write_frame(self._connection, Kind.START_FAILED, _start_failure(error))
             return 1
         self._report_readiness({"initialize_s": time.perf_counter() - begun}, first=True)
         while True:
@@ -222,14 +222,7 @@ class Worker:
             self._answer(frame)
 
     def _set_up(self, head: dict[str, Any]) -> None:
-        backend = head["backend"]
-        if backend["loader"] == "local":
-            self._backend = LocalLoader(backend["path"], base_dir=backend["base_dir"]).load(**backend["config"])
-        elif backend["loader"] == "module":
-            self._backend = ModuleLoader(backend["path"]).load(**backend["config"])
-        else:
-            project = Path(backend["base_dir"]) / backend["path"]
-            self._backend = InferenceBackendLoader.from_project(project, **backend["config"])
+        self._backend = load_backend(**head["backend"])
         self._threshold = head["shared_memory_threshold_bytes"]
         for name, task in head["tasks"].items():
             runner = resolve_task(self._backend, name)
@@ -303,9 +296,15 @@ def _warm_up(task: str, runner: Callable[[list[dict[str, Any]]], Any], records: 
         raise BackendError(f"the warm-up of task {task} on {len(records)} sample records failed: {error}") from error
 
 
-def _start_failure(error: Exception) -> str:
+def _start_failure(error: Exception) -> dict[str, Any]:
+    """The sentence, and whether another try would end the same way: code and settings do not mend themselves."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(["backend.config", *map(str, first["loc"])])
+        return {"message": f"{where}: {first['msg']}; the backend's own configuration model says so", "final": True}
     text = str(error) or repr(error)
-    return text if isinstance(error, StreamprocError) else f"{type(error).__name__}: {text}"
+    message = text if isinstance(error, StreamprocError) else f"{type(error).__name__}: {text}"
+    return {"message": message, "final": isinstance(error, InferenceBackendLoadError | PreprocessorInitError)}
 
 
 def _die_with_parent() -> None:

@@ -415,7 +415,16 @@ def some_output(chooser: random.Random, depth: int) -> Any:
         ]
     )
     plain: list[Any] = [None, 1, 2.5, "s", True, Whole(3), float("inf"), np.float64(1), np.float32(2), np.int16(3)]
-    plain += [np.bool_(True), np.str_("s"), np.datetime64("2020-01-01"), np.matrix("1 2; 3 4"), b"bytes", object, 1j]
+    plain += [
+        np.bool_(True),
+        np.str_("s"),
+        np.datetime64("2020-01-01"),
+        np.matrix("1 2; 3 4"),
+        np.matrix("1; 2"),
+        b"bytes",
+        object,
+        1j,
+    ]
     plain += [frozenset({1}), range(2), np.ma.array([1, 2], mask=[False, True])]
     return chooser.choice([np.zeros(shape, dtype=dtype), np.ones(shape, dtype="f8"), chooser.choice(plain)])
 

@@ -286,3 +286,13 @@ def test_workers_end_with_the_pool_and_leave_nothing_behind(tmp_path: Path) -> N
         assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
     run(test)
+
+
+def test_a_backend_that_is_not_there_is_not_tried_again() -> None:
+    async def test() -> None:
+        async with running_pool("Absent", start_attempts=5) as (_, seen):
+            await until(lambda: seen.fatal, "the pool gives up")
+            assert seen.restarts == []
+            assert "Absent" in str(seen.fatal[0])
+
+    run(test)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,18 @@ def test_two_values_with_one_flat_name_are_refused_whether_or_not_the_keys_are_k
     for _ in range(2):
         with pytest.raises(PreprocessorRuntimeError, match=r"'a\.b'"):
             preprocess([record])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_mapping_of_another_kind_is_flattened_too_where_a_leaf_was_before(depth: int) -> None:
+    def record(value: Any, levels: int = depth) -> dict[str, Any]:
+        return {"a": value if levels == 1 else record(value, levels - 1)}
+
+    preprocess = get_preprocessor(BackendConfig(flatten_nested_inputs=True))
+    name = ".".join("a" * depth)
+    assert preprocess([record(1), record(2)]) == [{name: 1}, {name: 2}]
+    assert preprocess([record(MappingProxyType({"b": 3})), record({"b": 4})]) == [{f"{name}.b": 3}, {f"{name}.b": 4}]
+    assert preprocess([record({}), record(MappingProxyType({}))]) == [{name: {}}, {}]
 
 
 def test_an_array_has_its_columns_in_the_order_of_the_features() -> None:
