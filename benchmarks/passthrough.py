@@ -33,7 +33,7 @@ from streamproc.broker.interface import NewTopic
 from streamproc.broker.producer import KafkaProducer
 from streamproc.broker.reader import KafkaReader
 from streamproc.records import TopicPartition
-from streamproc.runtime.app import Application
+from streamproc.runtime.app import Application, look_for_cycles_seldom
 from streamproc.settings import KafkaSettings, Settings
 
 PARTITIONS = 6
@@ -149,6 +149,7 @@ async def ours(bootstrap: str, output: str, records: int) -> dict[str, float]:
             "http": {"port": 0},
         }
     )
+    look_for_cycles_seldom()
     application = Application(settings)
     counts = application.processor.tasks["main"].counts
     async with application:

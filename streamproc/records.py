@@ -23,6 +23,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+NULL_SIZE = -1
+"""The size of a value that is null, which an empty one is not."""
+
 
 class TopicPartition(NamedTuple):
     """A partition of a topic. Equal to, and hashes like, the Kafka client's own type."""
@@ -73,13 +76,22 @@ class Lease:
 
 @dataclass(slots=True, eq=False)
 class Span:
-    """A run of records of one lease, neighbours in reading order; ``first`` is the sequence number of the first."""
+    """A run of records of one lease, neighbours in reading order; ``first`` is the sequence number of the first.
+
+    ``sizes`` holds the bytes of each value, ``NULL_SIZE`` for a null; ``arrived_at`` is in seconds of the processor's
+    clock.
+    """
 
     lease: Lease
     first: int
     records: Sequence[Record]
-    size_bytes: int
+    sizes: Sequence[int]
     arrived_at: float
+    size_bytes: int = field(init=False)
+    """The bytes of the values together."""
+
+    def __post_init__(self) -> None:
+        self.size_bytes = sum(self.sizes) - NULL_SIZE * self.sizes.count(NULL_SIZE)
 
     @property
     def stop(self) -> int:
@@ -93,17 +105,16 @@ class Span:
 
     def split(self, count: int) -> tuple[Span, Span]:
         """The first ``count`` records and the rest; ``count`` is at least 1 and less than the span's length."""
-        head, tail = self.records[:count], self.records[count:]
-        head_bytes = value_bytes(head)
+        records, sizes = self.records, self.sizes
         return (
-            Span(self.lease, self.first, head, head_bytes, self.arrived_at),
-            Span(self.lease, self.first + count, tail, self.size_bytes - head_bytes, self.arrived_at),
+            Span(self.lease, self.first, records[:count], sizes[:count], self.arrived_at),
+            Span(self.lease, self.first + count, records[count:], sizes[count:], self.arrived_at),
         )
 
 
-def value_bytes(records: Sequence[Record]) -> int:
-    """The bytes of the records' values together; a null value counts as none."""
-    return sum([len(record.value or b"") for record in records])
+def value_sizes(records: Sequence[Record]) -> list[int]:
+    """The bytes of each record's value; ``NULL_SIZE`` for a null."""
+    return [NULL_SIZE if (value := record.value) is None else len(value) for record in records]
 
 
 class Status(IntEnum):

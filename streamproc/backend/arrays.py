@@ -8,17 +8,16 @@ Invariant: the array is the one that ``numpy.array(rows)`` gives, to the bit.
 
 from __future__ import annotations
 
+import functools
 import marshal
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-# Version 2: floats are "g" and eight bytes, little-endian, and nothing refers back; the last version without.
+# The last version in which nothing refers back: a container is five bytes and its items, a float "g" and eight bytes.
 _VERSION = 2
 _CONTAINER_BYTES = 5
-_FLOAT_BYTES = 9
-_FLOAT_TAG = ord("g")
 
 
 def to_array(rows: list[Sequence[Any]]) -> np.ndarray[Any, Any]:
@@ -36,12 +35,17 @@ def _floats(rows: list[Sequence[Any]], width: int) -> np.ndarray[Any, Any] | Non
         written = marshal.dumps(rows, _VERSION)
     except ValueError:
         return None  # some value is of a type that marshal does not know
-    row_bytes = _CONTAINER_BYTES + width * _FLOAT_BYTES
-    if len(written) != _CONTAINER_BYTES + len(rows) * row_bytes:
+    layout = _layout(width)
+    if len(written) != _CONTAINER_BYTES + len(rows) * layout.itemsize:
         return None
+    values = np.frombuffer(written, dtype=layout, offset=_CONTAINER_BYTES)["values"]
     # As long as each value is a float the next one's tag is where it is looked for, so the first other one is found.
-    table = np.frombuffer(written, dtype=np.uint8, offset=_CONTAINER_BYTES).reshape(len(rows), row_bytes)
-    values = table[:, _CONTAINER_BYTES:].reshape(len(rows), width, _FLOAT_BYTES)
-    if (values[:, :, 0] != _FLOAT_TAG).any():
+    if values["tag"].tobytes() != b"g" * values.size:
         return None
-    return np.ascontiguousarray(values[:, :, 1:]).view("<f8").reshape(len(rows), width).astype(np.float64, copy=False)
+    return values["number"].astype(np.float64)
+
+
+@functools.lru_cache(maxsize=32)
+def _layout(width: int) -> np.dtype[Any]:
+    value = np.dtype([("tag", "u1"), ("number", "<f8")])
+    return np.dtype([("container", f"V{_CONTAINER_BYTES}"), ("values", value, (width,))])

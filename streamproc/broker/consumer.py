@@ -169,14 +169,15 @@ class KafkaConsumer:
                         return cast("Mapping[TopicPartition, Sequence[Record]]", found)
                 remaining = deadline - loop.time()
                 if remaining <= 0:
-                    break
+                    return {}
                 await self._wait(remaining)
-            return {}
         except (kafka.KafkaError, OSError) as error:
             raise translate(error, self._settings, doing=f"read as consumer group {self._group_id}") from error
         finally:
             subscription._fetch_count = calls  # noqa: SLF001 - aiokafka does not count back after an error
             subscription._last_fetch_ended = time.monotonic()  # noqa: SLF001
+        await asyncio.sleep(0)  # a loop around this would let nobody else run
+        return {}
 
     def pause(self, *partitions: TopicPartition) -> None:
         """Return nothing of these until ``resume``; a partition that is revoked is not paused any more."""

@@ -15,6 +15,8 @@ from typing import Literal, Protocol, Self
 from streamproc.records import Record, TopicPartition
 
 Headers = Sequence[tuple[str, bytes | None]]
+Row = tuple[int | None, bytes | None, bytes | memoryview | None, list[tuple[str, bytes | None]]]
+"""A record to write: timestamp in milliseconds or None for now, key, value, headers."""
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 OffsetReset = Literal["earliest", "latest"]
 Rebalanced = Callable[[set[TopicPartition]], Awaitable[None]]
@@ -85,6 +87,9 @@ class BatchBuilder(Protocol):
         self, *, timestamp: int | None, key: bytes | None, value: bytes | memoryview | None, headers: Headers
     ) -> object | None:
         """Add a record; None when it does not fit any more, and the batch takes no further ones."""
+
+    def extend(self, rows: Sequence[Row], start: int) -> int:
+        """Add ``rows[start:]`` as far as they fit; how many did. Where not all did, it takes no further ones."""
 
     def record_count(self) -> int:
         """How many records it holds."""

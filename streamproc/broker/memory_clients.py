@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from streamproc.broker.interface import BatchBuilder, Headers, OffsetReset, Rebalanced
+from streamproc.broker.interface import BatchBuilder, Headers, OffsetReset, Rebalanced, Row
 from streamproc.broker.memory_log import BATCH_OVERHEAD, MemoryRecord, size_of
 from streamproc.errors import BrokerError, CommitRejectedError, RecordTooLargeError
 from streamproc.records import Record, TopicPartition
@@ -208,6 +208,14 @@ class MemoryBatch:
         kept = None if value is None else bytes(value)
         self.records.append((self._now_ms if timestamp is None else timestamp, key, kept, tuple(headers)))
         return self.records[-1]
+
+    def extend(self, rows: Sequence[Row], start: int) -> int:
+        """Add ``rows[start:]`` as far as they fit; how many did."""
+        before = self.record_count()
+        for timestamp, key, value, headers in rows[start:]:
+            if self.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
+                break
+        return self.record_count() - before
 
     def record_count(self) -> int:
         """How many records it holds."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, cast
 
 from aiokafka import AIOKafkaProducer
@@ -29,7 +30,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streamproc.broker.configs import describe_configs
 from streamproc.broker.connection import all_topics, can_be_idempotent, client_options, first_connection, read_topics
-from streamproc.broker.interface import BatchBuilder, Compression, Headers
+from streamproc.broker.interface import BatchBuilder, Compression, Headers, Row
 from streamproc.broker.translation import missing, translate
 from streamproc.errors import BrokerError, SettingsError
 from streamproc.settings import KafkaSettings
@@ -228,6 +229,8 @@ class KafkaProducer:
 class _Builder(KafkaBatchBuilder):  # type: ignore[misc] # aiokafka ships no types
     """aiokafka's builder without its serializers, which cost more than the append itself."""
 
+    _relative_offset: int
+
     def append(
         self, *, timestamp: int | None, key: bytes | None, value: bytes | memoryview | None, headers: Headers = ()
     ) -> object | None:
@@ -241,6 +244,20 @@ class _Builder(KafkaBatchBuilder):  # type: ignore[misc] # aiokafka ships no typ
             return None
         self._relative_offset += 1
         return added
+
+    def extend(self, rows: Sequence[Row], start: int) -> int:
+        """Add ``rows[start:]`` as far as they fit; the hot path, so nothing is looked up per record."""
+        if self.closed():
+            return 0
+        append, first = self._builder.append, self.record_count()
+        offset = first
+        for timestamp, key, value, headers in islice(rows, start, None):
+            if append(offset, timestamp, key, value, headers) is None:
+                self.close()
+                break
+            offset += 1
+        self._relative_offset = offset
+        return offset - first
 
     def record_count(self) -> int:
         """How many records it holds."""

@@ -111,8 +111,8 @@ class Batcher:
 
     @staticmethod
     def _fitting(span: Span, count: int, room_bytes: int) -> int:
-        for index, record in enumerate(span.records[:count]):
-            room_bytes -= len(record.value or b"")
+        for index, size in enumerate(span.sizes[:count]):
+            room_bytes -= max(size, 0)
             if room_bytes < 0:
                 return index
         return count

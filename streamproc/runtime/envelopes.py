@@ -9,10 +9,8 @@ from typing import Any
 
 import orjson
 
+from streamproc.broker.interface import Row
 from streamproc.records import BatchReport, Failure, Record
-
-Row = tuple[int | None, bytes | None, bytes | memoryview | None, list[tuple[str, bytes | None]]]
-"""A record to write: timestamp in milliseconds or None for now, key, value, headers."""
 
 RECORD_OVERHEAD_BYTES = 128
 """Bounds what Kafka's format adds to key, value and headers of a record that is alone in its batch."""

@@ -119,7 +119,8 @@ class Processor:
     async def _unless_it_ends(self, work: Coroutine[Any, Any, object]) -> None:
         """Wait for work, or raise what ends the processor before it is done."""
         working = asyncio.ensure_future(work)
-        await asyncio.wait({self._ended, working}, return_when=asyncio.FIRST_COMPLETED)
+        waiting: set[asyncio.Future[Any]] = {self._ended, working}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             working.cancel()
             await self.wait()

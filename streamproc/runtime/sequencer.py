@@ -136,7 +136,7 @@ def _single(outcome: Outcome, index: int) -> Outcome:
     span = outcome.span
     record = span.records[index]
     return Outcome(
-        Span(span.lease, span.first + index, [record], len(record.value or b""), span.arrived_at),
+        Span(span.lease, span.first + index, [record], span.sizes[index : index + 1], span.arrived_at),
         outcome.statuses[index : index + 1],
         [outcome.values[index]],
         outcome.report,

@@ -20,13 +20,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from typing import Any
 
-from streamproc.broker.interface import Producer
+from streamproc.broker.interface import BatchBuilder, Producer, Row
 from streamproc.errors import BrokerError, SinkError
 from streamproc.records import BatchReport, Failure, Outcome, Record, Span, Status
 from streamproc.runtime.codec import decode_failure
-from streamproc.runtime.envelopes import RECORD_OVERHEAD_BYTES, Row, dead_letter_row, result_row, row_bytes
+from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
 from streamproc.settings import TaskTopics
 
 _NO_HEADERS: list[tuple[str, bytes | None]] = []
@@ -60,8 +60,19 @@ class _Receipt:
 
 
 @dataclass(slots=True, eq=False)
-class _Parcel:
+class _Rows:
+    """Rows to write and the records they come from, side by side."""
+
     rows: list[Row]
+    records: list[Record]
+    report: BatchReport | None
+
+
+@dataclass(slots=True, eq=False)
+class _Parcel:
+    """Rows for one partition; those before ``cursor`` are on their way."""
+
+    rows: _Rows
     receipt: _Receipt | None
     cursor: int = 0
 
@@ -69,7 +80,7 @@ class _Parcel:
 @dataclass(slots=True, eq=False)
 class _Lane:
     output: str
-    topic: str
+    topic: OutputTopic
     partition: int
     parcels: deque[_Parcel] = field(default_factory=deque)
     busy: bool = False
@@ -104,18 +115,19 @@ class Sink:
     def write(self, outcomes: Sequence[Outcome]) -> None:
         """Queue outcomes, in this order per output partition."""
         for outcome in outcomes:
-            rows, dead = self._rows(outcome)
-            receipt = _Receipt(outcome.span, len(rows) + len(dead))
+            results, dead = self._split(outcome)
+            receipt = _Receipt(outcome.span, len(results.rows) + len(dead.rows))
             if receipt.pending == 0:
                 self._events.on_settled(outcome.span)
                 continue
-            self._enqueue("results", self._results, rows, receipt)
+            self._enqueue("results", self._results, results, receipt)
             self._enqueue("dead_letters", self._dead, dead, receipt)
 
     def write_metrics(self, task: str, value: bytes) -> None:
         """Queue a batch's metrics record; it holds up no offset."""
         partition = self._partition_of_key(task.encode(), self._metrics.partitions)
-        self._queue("metrics", self._metrics.name, partition, [(None, task.encode(), value, _NO_HEADERS)], None)
+        rows = _Rows([(None, task.encode(), value, _NO_HEADERS)], [], None)
+        self._queue("metrics", self._metrics, partition, _Parcel(rows, None))
 
     async def flush(self) -> None:
         """Wait until everything queued is acknowledged, or an error has ended the sink."""
@@ -132,79 +144,59 @@ class Sink:
 
     # -- outcomes to rows
 
-    def _rows(self, outcome: Outcome) -> tuple[list[Row], list[Row]]:
-        """The rows to write to the result topic and to the dead-letter topic."""
+    def _split(self, outcome: Outcome) -> tuple[_Rows, _Rows]:
+        """The rows for the result topic and for the dead-letter topic."""
         records, values, report = outcome.span.records, outcome.values, outcome.report
-        if not any(outcome.statuses) and self._fits(outcome):
-            if self._full_envelope:
-                rows: list[Row] = [
-                    (None, record.key, value, list(record.headers) if record.headers else _NO_HEADERS)  # type: ignore[misc]
-                    for record, value in zip(records, values, strict=True)
-                ]
-                return rows, []
-            return [result_row(r, v, report) for r, v in zip(records, values, strict=True)], []  # type: ignore[arg-type]
-        results: list[Row] = []
-        dead: list[Row] = []
+        if not any(outcome.statuses):
+            return _Rows(self._result_rows(records, values, report), list(records), report), _Rows([], [], report)
+        good = [
+            (r, v) for status, r, v in zip(outcome.statuses, records, values, strict=True) if status == Status.RESULT
+        ]
+        kept, results = [record for record, _ in good], [value for _, value in good]
+        dead, failed = [], []
         for status, record, value in zip(outcome.statuses, records, values, strict=True):
-            if status == Status.RESULT and not isinstance(value, Failure):
-                row = self._result_row(record, value, report)
-                size = row_bytes(row)
-                if size <= self._results.max_message_bytes:
-                    results.append(row)
-                    continue
-                value = Failure(  # noqa: PLW2901 - the result has turned into a failure
-                    "sink",
-                    "ResultTooLarge",
-                    f"the result of {len(row[2] or b'')} bytes does not fit topic {self._results.name}, whose "
-                    f"max.message.bytes is {self._results.max_message_bytes}; raise it, or return less",
-                    retriable=False,
-                )
-            if status != Status.DROPPED:
+            if status == Status.FAILED:
                 failure = value if isinstance(value, Failure) else decode_failure(value)
-                dead.append(dead_letter_row(record, failure, report, self._dead.max_message_bytes))
-                self._events.on_dead(failure)
-        return results, dead
+                dead.append(self._dead_letter(record, failure, report))
+                failed.append(record)
+        return _Rows(self._result_rows(kept, results, report), kept, report), _Rows(dead, failed, report)
 
-    def _result_row(self, record: Record, value: bytes | memoryview, report: BatchReport) -> Row:
+    def _result_rows(self, records: Sequence[Record], values: Sequence[Any], report: BatchReport) -> list[Row]:
         if self._full_envelope:
-            return (None, record.key, value, list(record.headers))
-        return result_row(record, value, report)
+            return [
+                (None, record.key, value, list(record.headers) if record.headers else _NO_HEADERS)
+                for record, value in zip(records, values, strict=True)
+            ]
+        return [result_row(record, value, report) for record, value in zip(records, values, strict=True)]
 
-    def _fits(self, outcome: Outcome) -> bool:
-        """Whether no result can be too large, seen from all of them together."""
-        total = sum([len(value) for value in outcome.values if not isinstance(value, Failure)])
-        if any(record.headers for record in outcome.span.records) or not self._full_envelope:
-            return total * 2 + 65_536 < self._results.max_message_bytes and self._headers_are_small(outcome)
-        keys = sum([len(record.key or b"") for record in outcome.span.records])
-        return total + keys + RECORD_OVERHEAD_BYTES < self._results.max_message_bytes
-
-    @staticmethod
-    def _headers_are_small(outcome: Outcome) -> bool:
-        size = sum([len(name) + len(content or b"") for r in outcome.span.records for name, content in r.headers])
-        return size + len(outcome.report.metrics) < 32_768
+    def _dead_letter(self, record: Record, failure: Failure, report: BatchReport) -> Row:
+        self._events.on_dead(failure)
+        return dead_letter_row(record, failure, report, self._dead.max_message_bytes)
 
     # -- rows to lanes
 
-    def _enqueue(self, output: str, topic: OutputTopic, rows: list[Row], receipt: _Receipt) -> None:
-        if not rows:
+    def _enqueue(self, output: str, topic: OutputTopic, rows: _Rows, receipt: _Receipt) -> None:
+        if not rows.rows:
             return
         source, partition = receipt.span.lease.partition
         if topic.partitions == self._input_partitions[source]:
-            self._queue(output, topic.name, partition, rows, receipt)
+            self._queue(output, topic, partition, _Parcel(rows, receipt))
             return
-        apart: dict[int, list[Row]] = {}
-        for row in rows:
+        apart: dict[int, _Rows] = {}
+        for row, record in zip(rows.rows, rows.records, strict=True):
             key = row[1]
             target = partition % topic.partitions if key is None else self._partition_of_key(key, topic.partitions)
-            apart.setdefault(target, []).append(row)
+            some = apart.setdefault(target, _Rows([], [], rows.report))
+            some.rows.append(row)
+            some.records.append(record)
         for target, some in apart.items():
-            self._queue(output, topic.name, target, some, receipt)
+            self._queue(output, topic, target, _Parcel(some, receipt))
 
-    def _queue(self, output: str, topic: str, partition: int, rows: list[Row], receipt: _Receipt | None) -> None:
-        lane = self._lanes.get((topic, partition))
+    def _queue(self, output: str, topic: OutputTopic, partition: int, parcel: _Parcel) -> None:
+        lane = self._lanes.get((topic.name, partition))
         if lane is None:
-            lane = self._lanes[topic, partition] = _Lane(output, topic, partition)
-        lane.parcels.append(_Parcel(rows, receipt))
+            lane = self._lanes[topic.name, partition] = _Lane(output, topic, partition)
+        lane.parcels.append(parcel)
         if not lane.busy and not self._failed:
             lane.busy = True
             task = asyncio.get_running_loop().create_task(self._pump(lane))
@@ -215,41 +207,62 @@ class Sink:
         """Send a lane's parcels, one producer batch after the other, until it is empty."""
         try:
             while lane.parcels and not self._failed:
-                batch = self._producer.create_batch()
-                covered = self._fill(lane, batch.append)
-                acknowledged = await self._producer.send_batch(batch, lane.topic, lane.partition)
-                await acknowledged
-                self._settle(lane.output, covered)
+                batch = self._producer.create_batch(lane.topic.max_message_bytes)
+                covered = self._fill(lane, batch)
+                if covered:
+                    acknowledged = await self._producer.send_batch(batch, lane.topic.name, lane.partition)
+                    await acknowledged
+                    self._settle(lane.output, covered)
         except BrokerError as error:
             if not self._failed:
                 self._failed = True
                 self._events.on_error(
                     SinkError(
-                        f"records cannot be written to topic {lane.topic}, partition {lane.partition}: {error}",
-                        topic=lane.topic,
+                        f"records cannot be written to topic {lane.topic.name}, partition {lane.partition}: {error}",
+                        topic=lane.topic.name,
                         partition=lane.partition,
                     )
                 )
         finally:
             lane.busy = False
 
-    @staticmethod
-    def _fill(lane: _Lane, append: Callable[..., object]) -> list[tuple[_Receipt | None, int]]:
+    def _fill(self, lane: _Lane, batch: BatchBuilder) -> list[tuple[_Receipt | None, int]]:
         """Move rows into a producer batch until it is full; says how many of each receipt."""
         covered: list[tuple[_Receipt | None, int]] = []
         while lane.parcels:
             parcel = lane.parcels[0]
-            begun = parcel.cursor
-            for timestamp, key, value, headers in islice(parcel.rows, begun, None):
-                if append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
+            # Only a batch's first record may exceed its limit: any later one is left for the next batch.
+            if not covered and lane.output == "results" and self._is_too_large(lane, parcel):
+                self._refuse(lane, parcel)
+            elif (added := batch.extend(parcel.rows.rows, parcel.cursor)) > 0:
+                parcel.cursor += added
+                covered.append((parcel.receipt, added))
+            if parcel.cursor < len(parcel.rows.rows):
+                if covered:
                     break
-                parcel.cursor += 1
-            if parcel.cursor > begun:
-                covered.append((parcel.receipt, parcel.cursor - begun))
-            if parcel.cursor < len(parcel.rows):
-                break
-            lane.parcels.popleft()
+            else:
+                lane.parcels.popleft()
         return covered
+
+    @staticmethod
+    def _is_too_large(lane: _Lane, parcel: _Parcel) -> bool:
+        return row_bytes(parcel.rows.rows[parcel.cursor]) > lane.topic.max_message_bytes
+
+    def _refuse(self, lane: _Lane, parcel: _Parcel) -> None:
+        """A result that its topic would not take becomes a dead letter, before it is sent."""
+        index = parcel.cursor
+        parcel.cursor += 1
+        size, limit = len(parcel.rows.rows[index][2] or b""), lane.topic.max_message_bytes
+        message = (
+            f"the result of {size} bytes does not fit topic {lane.topic.name}, whose max.message.bytes is {limit}; "
+            f"raise it, or return less"
+        )
+        failure = Failure("sink", "ResultTooLarge", message, retriable=False)
+        record, report = parcel.rows.records[index], parcel.rows.report
+        if parcel.receipt is None or report is None:
+            raise AssertionError("only results are refused, and they have a receipt")
+        rows = _Rows([self._dead_letter(record, failure, report)], [record], report)
+        self._enqueue("dead_letters", self._dead, rows, parcel.receipt)
 
     def _settle(self, output: str, covered: list[tuple[_Receipt | None, int]]) -> None:
         for receipt, count in covered:

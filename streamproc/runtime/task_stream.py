@@ -28,7 +28,17 @@ import orjson
 from streamproc.broker.interface import Connections
 from streamproc.errors import BrokerError, CommitRejectedError, SinkError, StreamprocError, TaskStoppedError
 from streamproc.observe.metrics import TaskMetrics
-from streamproc.records import Batch, BatchReport, Failure, Outcome, Record, Span, Status, TopicPartition
+from streamproc.records import (
+    Batch,
+    BatchReport,
+    Failure,
+    Outcome,
+    Record,
+    Span,
+    Status,
+    TopicPartition,
+    value_sizes,
+)
 from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.envelopes import batch_record
@@ -186,32 +196,30 @@ class TaskStream:
         lease = self.ledger.lease(partition)
         if lease is None:
             return 0
-        sizes = [len(record.value or b"") for record in records]
+        sizes = value_sizes(records)
         largest = max(sizes)
-        span = Span(lease, self.ledger.next_sequence(lease), records, sum(sizes), self._clock())
+        span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock())
         self.ledger.read(span)
         self._sequencer.expect(span)
         self._metrics.records_in.inc(len(records))
         self.counts.taken += len(records)
         if largest > self._settings.input.max_value_bytes:
-            self._add_without_large(span, sizes)
+            self._add_without_large(span)
         else:
             self.batcher.add(span)
         self._on_work()
         return largest
 
-    def _add_without_large(self, span: Span, sizes: list[int]) -> None:
+    def _add_without_large(self, span: Span) -> None:
         """Batch what is small enough, and fail what is not, before it costs a worker anything."""
         limit = self._settings.input.max_value_bytes
         rest: Span | None = span
-        for size in sizes:
-            if rest is None:
-                return
+        while rest is not None:
+            head, rest = _split_first(rest)
+            size = head.sizes[0]
             if size <= limit:
-                head, rest = _split_first(rest)
                 self.batcher.add(head)
                 continue
-            head, rest = _split_first(rest)
             message = (
                 f"the value has {size} bytes, more than tasks.{self.name}.input.max_value_bytes allows ({limit}); "
                 f"raise it, or send less"

@@ -3,7 +3,7 @@
 A frame is a fixed header, a head (a small JSON object, one per batch) and a body (bytes). Bodies hold numpy-compatible
 arrays in native byte order followed by the records' values, joined; nothing is pickled and the parent decodes no value.
 
-    batch body   lengths int64[n] | offsets int64[n] | timestamps int64[n] | values     length -1 is a null value
+    batch body   lengths int64[n] | offsets int64[n] | timestamps int64[n] | values     NULL_SIZE is a null's length
     reply body   statuses uint8[n] | lengths uint32[n] | values                         one status byte per record
 
 A body of ``shared_memory_threshold_bytes`` or more travels through a ``Segment`` instead: memory that the parent makes
@@ -31,7 +31,7 @@ from typing import Any
 
 import orjson
 
-from streamproc.records import Span
+from streamproc.records import NULL_SIZE, Span
 
 HEADER = struct.Struct("=BxxxIQ")
 BATCHES_PER_WORKER = 2
@@ -120,12 +120,13 @@ def encode_frame(kind: Kind, head: dict[str, Any], parts: Sequence[bytes | memor
 def batch_parts(spans: Sequence[Span]) -> tuple[list[bytes | memoryview], int]:
     """The body of a batch frame as parts to join, and their length together."""
     records = [record for span in spans for record in span.records]
-    values = [record.value for record in records]
-    lengths = array("q", [-1 if value is None else len(value) for value in values])
+    lengths = array("q")
+    for span in spans:
+        lengths.extend(span.sizes)
     offsets = array("q", [record.offset for record in records])
     timestamps = array("q", [record.timestamp for record in records])
     parts: list[bytes | memoryview] = [lengths.tobytes(), offsets.tobytes(), timestamps.tobytes()]
-    parts.extend([value for value in values if value])
+    parts.extend([record.value or b"" for record in records])
     return parts, 24 * len(records) + sum([span.size_bytes for span in spans])
 
 
@@ -145,8 +146,8 @@ def decode_batch(body: memoryview | bytes, count: int) -> BatchBody:
     payload = view[24 * count :]
     ends = list(accumulate([max(0, length) for length in lengths], initial=0))
     values: list[memoryview | None] = [payload[start:stop] for start, stop in pairwise(ends)]
-    if -1 in lengths:
-        values = [None if length < 0 else value for length, value in zip(lengths, values, strict=True)]
+    if NULL_SIZE in lengths:
+        values = [None if length == NULL_SIZE else value for length, value in zip(lengths, values, strict=True)]
     return BatchBody(
         values, view[8 * count : 16 * count].cast("q").tolist(), view[16 * count : 24 * count].cast("q").tolist()
     )

@@ -25,6 +25,7 @@ from streamproc.broker.interface import (
     NewTopic,
     OffsetReset,
     Producer,
+    Row,
 )
 from streamproc.errors import BrokerError, CommitRejectedError, RecordTooLargeError, TopicMissingError
 from streamproc.records import Record, TopicPartition
@@ -598,6 +599,28 @@ def test_a_batch_takes_records_until_it_is_full_and_then_none(world: World, run:
             bounded = out.create_batch(2**31)  # the producer's own limit is the lower one
             fill(bounded, [b"x" * 500_000] * 2)
             assert bounded.append(timestamp=None, key=None, value=b"x" * 500_000, headers=()) is None
+
+    run(main())
+
+
+def test_a_batch_takes_rows_as_far_as_they_fit(world: World, topic_name: TopicName, run: Run) -> None:
+    async def main() -> None:
+        topic = await make(world, topic_name())
+        rows: list[Row] = [(1_700_000_000_000 + i, b"k", memoryview(b"%d" % i * 1_000), [("h", b"")]) for i in range(5)]
+        async with producer(world) as out:
+            batch = out.create_batch(3_500)
+            assert batch.extend(rows, 1) == 3
+            assert batch.extend(rows, 4) == 0
+            assert batch.record_count() == 3
+            rest = out.create_batch(3_500)
+            assert rest.extend(rows, 4) == 1
+            assert rest.extend(rows, 5) == 0
+            futures = [await out.send_batch(it, topic, 0) for it in (batch, rest)]
+            await asyncio.gather(*futures)
+        async with member(world, topic, group=topic) as it:
+            records = await it.read(4)
+        assert values_of(records) == [b"%d" % i * 1_000 for i in range(1, 5)]
+        assert [record.timestamp for record in records] == [1_700_000_000_000 + i for i in range(1, 5)]
 
     run(main())
 

@@ -65,7 +65,8 @@ def describe(value: Any, around: tuple[int, ...] = ()) -> Any:
         return type(value).__name__, [describe(item, inside) for item in value]
     if isinstance(value, MappingProxyType):
         return "mappingproxy", describe(dict(value), inside)
-    return type(value).__name__, "" if type(value) is object else repr(value)
+    text = sorted(map(repr, value)) if isinstance(value, set) else repr(value)
+    return type(value).__name__, "" if type(value) is object else text
 
 
 # Records and configurations ------------------------------------------------------------------------------------------

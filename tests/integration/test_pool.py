@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from streamproc.errors import PoolError, WorkerStartError
-from streamproc.records import Batch, Failure, Span, Status, value_bytes
+from streamproc.records import Batch, Failure, Span, Status, value_sizes
 from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
 from streamproc.settings import PoolSettings
@@ -73,7 +73,7 @@ def make(number: int, records: Sequence[dict[str, Any] | bytes | None]) -> Batch
         FakeRecord(offset=index, value=it if it is None or isinstance(it, bytes) else orjson.dumps(it))
         for index, it in enumerate(records)
     ]
-    return batch([Span(lease(), 0, rows, value_bytes(rows), time.monotonic())], number=number)
+    return batch([Span(lease(), 0, rows, value_sizes(rows), time.monotonic())], number=number)
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from streamproc.records import Batch, BatchReport, Lease, Outcome, Span, Status, TopicPartition, value_bytes
+from streamproc.records import Batch, BatchReport, Lease, Outcome, Span, Status, TopicPartition, value_sizes
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ def span(
         )
         for index in range(count)
     ]
-    return Span(of, first, records, value_bytes(records), arrived_at)
+    return Span(of, first, records, value_sizes(records), arrived_at)
 
 
 def batch(spans: Sequence[Span], *, number: int = 1, closed_by: str = "size", attempt: int = 1) -> Batch:

@@ -44,7 +44,7 @@ def a_batch(*arrivals: tuple[float, int], opened_at: float, attempt: int = 1, cl
     first = 0
     for arrived_at, count in arrivals:
         records: list[Record] = [StoredRecord(offset=first + index) for index in range(count)]
-        spans.append(Span(lease, first, records, 2 * count, arrived_at))
+        spans.append(Span(lease, first, records, [2] * count, arrived_at))
         first += count
     return Batch(1, "text", spans, opened_at, opened_at, closed_by, fill=0.5, attempt=attempt)
 

@@ -8,7 +8,7 @@ import threading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproc.records import Span, Status, value_bytes
+from streamproc.records import Span, Status, value_sizes
 from streamproc.runtime.wire import (
     Frame,
     FrameReceiver,
@@ -38,7 +38,7 @@ def test_a_batch_body_makes_the_round_trip(values: list[bytes | None], data: st.
     ]
     cut = data.draw(st.integers(0, len(records)))
     spans = [
-        Span(lease(), first, some, value_bytes(some), 0.0)
+        Span(lease(), first, some, value_sizes(some), 0.0)
         for first, some in ((0, records[:cut]), (cut, records[cut:]))
         if some
     ]
