@@ -253,7 +253,7 @@ class TaskSettings(Section):
     on_error: ErrorSettings = ErrorSettings()
     limits: LimitSettings = LimitSettings()
     commit_interval_ms: int = Field(default=1_000, ge=10)
-    """Offsets of settled records are committed this often."""
+    """Offsets of settled records are committed, and metrics records written, this often."""
 
     @model_validator(mode="after")
     def _limits_fit_a_batch(self) -> Self:

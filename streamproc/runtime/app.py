@@ -21,7 +21,7 @@ from streamproc.observe.http import create_app
 from streamproc.observe.logs import configure_logging
 from streamproc.observe.server import Sidecar
 from streamproc.runtime.processor import Processor
-from streamproc.runtime.startup import declared_topics, worker_setup
+from streamproc.runtime.startup import declared_topics, warn_of_memory, worker_setup
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Application:
     """A processor and its sidecar. Use it as a context manager, or call ``start`` and always ``stop``."""
 
     def __init__(self, settings: Settings, connections: Connections | None = None) -> None:
+        warn_of_memory(settings)
         self.processor = Processor(
             settings,
             worker_setup(settings, declared_topics(settings)),

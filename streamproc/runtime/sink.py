@@ -29,6 +29,7 @@ from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
 from streamproc.settings import TaskTopics
 
+MAX_METRICS_ROWS = 200
 _NO_HEADERS: list[tuple[str, bytes | None]] = []
 
 
@@ -108,6 +109,7 @@ class Sink:
         self._partition_of_key = partition_of_key
         self._events = events
         self._full_envelope = full_envelope
+        self._metrics_rows: list[Row] = []
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = False
@@ -124,13 +126,21 @@ class Sink:
             self._enqueue("dead_letters", self._dead, dead, receipt)
 
     def write_metrics(self, task: str, value: bytes) -> None:
-        """Queue a batch's metrics record; it holds up no offset."""
-        partition = self._partition_of_key(task.encode(), self._metrics.partitions)
-        rows = _Rows([(None, task.encode(), value, _NO_HEADERS)], [], None)
-        self._queue("metrics", self._metrics, partition, _Parcel(rows, None))
+        """Keep a batch's metrics record for ``send_metrics``; it holds up no offset."""
+        self._metrics_rows.append((None, task.encode(), value, _NO_HEADERS))
+        if len(self._metrics_rows) >= MAX_METRICS_ROWS:
+            self.send_metrics()
+
+    def send_metrics(self) -> None:
+        """Queue the metrics records that were kept: a request for each of them would cost more than its batch."""
+        rows, self._metrics_rows = self._metrics_rows, []
+        if rows:
+            partition = self._partition_of_key(rows[0][1] or b"", self._metrics.partitions)
+            self._queue("metrics", self._metrics, partition, _Parcel(_Rows(rows, [], None), None))
 
     async def flush(self) -> None:
-        """Wait until everything queued is acknowledged, or an error has ended the sink."""
+        """Wait until everything is acknowledged, metrics too, or an error has ended the sink."""
+        self.send_metrics()
         while self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+import psutil
 
 from streamproc.broker.topics import DeclaredTopic, load_topics
 from streamproc.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def declared_topics(settings: Settings) -> dict[str, DeclaredTopic]:
@@ -39,3 +44,18 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
         "shared_memory_threshold_bytes": settings.pool.shared_memory_threshold_bytes,
         "logging": settings.logging.model_dump(),
     }
+
+
+def warn_of_memory(settings: Settings) -> None:
+    """Say so when the shared memory that full batches may take is more than the machine has to give.
+
+    Each worker has two segments each way; outputs are taken to be about as large as inputs.
+    """
+    largest = max(task.batch.max_bytes for task in settings.tasks.values())
+    needed, available = 4 * settings.pool.workers * largest, psutil.virtual_memory().available
+    if needed > available:
+        log.warning(
+            "%d workers with batches of up to %d MiB may take %d MiB of shared memory, and %d MiB are available; lower "
+            "pool.workers or batch.max_bytes",
+            *(settings.pool.workers, largest >> 20, needed >> 20, available >> 20),
+        )

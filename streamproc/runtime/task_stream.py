@@ -404,6 +404,7 @@ class TaskStream:
     async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._settings.commit_interval_ms / 1_000)
+            self._open_sink.send_metrics()
             try:
                 await self._commit()
             except BrokerError as error:

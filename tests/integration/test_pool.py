@@ -41,12 +41,13 @@ class Seen:
 @contextlib.asynccontextmanager
 async def running_pool(backend: str = "Scripted", **options: Any) -> AsyncIterator[tuple[Pool, Seen]]:
     seen = Seen()
+    path = backend if ":" in backend else f"tests.support.backends:{backend}"
     setup = {
         "backend": {
-            "path": f"tests.support.backends:{backend}",
+            "path": path,
             "loader": "local",
             "base_dir": str(TESTS),
-            "config": {},
+            "config": options.pop("config", {}),
         },
         "tasks": {"text": {"schemas": options.pop("schemas", {}), "envelope": "result", "warmup": []}},
         "shared_memory_threshold_bytes": options.get("shared_memory_threshold_bytes", 262_144),
@@ -294,5 +295,21 @@ def test_a_backend_that_is_not_there_is_not_tried_again() -> None:
             await until(lambda: seen.fatal, "the pool gives up")
             assert seen.restarts == []
             assert "Absent" in str(seen.fatal[0])
+
+    run(test)
+
+
+def test_a_class_written_against_packflow_runs_unchanged() -> None:
+    async def test() -> None:
+        config = {"input_format": "numpy", "feature_names": ["x", "deep.y"], "factor": 3}
+        async with running_pool("tests.support.packflow_backends:Doubled", config=config) as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            pool.submit(make(1, [{"x": 1, "deep": {"y": 2}}, {"x": 5, "deep": {"y": 0}}]))
+            pool.submit(make(2, [{"x": -1, "deep": {"y": 2}}]))
+            await until(lambda: seen.answered() == 2, "both are answered")
+            assert results(seen.replies[0]) == [{"doubled": [3, 6]}, {"doubled": [15, 0]}]
+            assert seen.replies[0].metrics["execution_times"]["transform_inputs"] is None
+            ((_, failure, executed),) = seen.failures
+            assert (failure.stage, failure.kind, executed) == ("execute", "ValueError", True)
 
     run(test)
