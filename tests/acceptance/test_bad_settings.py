@@ -86,7 +86,7 @@ class Application:
             name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "INFERENCE_"))
         }
         done = subprocess.run(
-            [sys.executable, "-m", "streamproc.cli", *arguments],
+            [sys.executable, "-m", "streamproc", *arguments],
             cwd=self.folder,
             env={**clean, "PYTHONPATH": str(ROOT), **(environ or {})},
             capture_output=True,

@@ -61,7 +61,7 @@ def check(folder: Path) -> Check:
             name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "INFERENCE_"))
         }
         done = subprocess.run(
-            [sys.executable, "-m", "streamproc.cli", "check", *arguments],
+            [sys.executable, "-m", "streamproc", "check", *arguments],
             cwd=folder,
             env={**clean, "PYTHONPATH": str(ROOT)},
             capture_output=True,

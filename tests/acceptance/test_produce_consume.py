@@ -23,7 +23,7 @@ from streamproc.settings import KafkaSettings, Settings
 from tests.conftest import Run, TopicName
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "streamproc.cli"]
+COMMAND = [sys.executable, "-m", "streamproc"]
 
 Streamproc = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -43,7 +43,7 @@ class App:
     def __enter__(self) -> Self:
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "streamproc.cli", "run", "-c", str(self.file)],
+                [sys.executable, "-m", "streamproc", "run", "-c", str(self.file)],
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,

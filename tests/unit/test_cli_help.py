@@ -147,7 +147,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     os.close(reader)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "streamproc.cli", "config", "schema"],
+            [sys.executable, "-m", "streamproc", "config", "schema"],
             stdout=writer,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
