@@ -22,6 +22,7 @@
     sink     ─► SinkError                            results cannot be written and cannot be given up
     policy   ─► TaskStoppedError                     a record failed and the settings say: stop
     sidecar  ─► PortTakenError                       the HTTP port is in use
+    anywhere ─► InternalError                        a fault of streamproc itself; the processor stops rather than limps
 
 What happens to one record or one batch is data, not an exception: see ``records.Failure``.
 Every exception is one sentence that says what was wrong, where, and what to do; the facts in it are attributes too.
@@ -173,3 +174,15 @@ class PortTakenError(StreamprocError):
         self.host = host
         self.port = port
         super().__init__(message)
+
+
+class InternalError(StreamprocError):
+    """Something that should not happen did: a fault of streamproc, with its cause chained. ``where`` names the part."""
+
+    def __init__(self, cause: BaseException, *, where: str) -> None:
+        self.where = where
+        super().__init__(
+            f"a fault of streamproc in {where}: {type(cause).__name__}: {cause}; nothing uncommitted is lost, start it "
+            f"again, and please report it with the log"
+        )
+        self.__cause__ = cause

@@ -156,6 +156,7 @@ class Batch:
     closed_by: str
     fill: float
     attempt: int = 1
+    dispatched: bool = False
     size: int = field(init=False)
     size_bytes: int = field(init=False)
 

@@ -16,6 +16,7 @@ import traceback
 from typing import Any
 
 import orjson
+import yaml
 from pydantic import ValidationError
 
 
@@ -53,7 +54,7 @@ def main() -> None:
 def _load(backend: dict[str, Any]) -> Any:
     from streamproc.loaders import load_backend  # noqa: PLC0415 - inside the try, as the user's code is
 
-    return load_backend(**backend)
+    return load_backend(**{**backend, "config": yaml.safe_load(backend["config"])})
 
 
 def _run(backend: Any, task: str, records: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:

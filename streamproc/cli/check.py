@@ -197,16 +197,12 @@ def _check_schema(topic: DeclaredTopic, records: list[tuple[str, dict[str, Any]]
 def _run_backend(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The child's answers. Raises BackendError when it ends without its last one."""
     from streamproc.runtime.pool import worker_environment  # noqa: PLC0415 - --help needs none of it
+    from streamproc.runtime.startup import backend_setup  # noqa: PLC0415 - as above
 
     settings = loaded.settings
     backend, pool = settings.backend, settings.pool
     request = {
-        "backend": {
-            "path": backend.path,
-            "loader": backend.loader,
-            "base_dir": str(backend.base_dir),
-            "config": backend.config,
-        },
+        "backend": backend_setup(settings),
         "tasks": {
             name: {"records": records, "batch_size": settings.tasks[name].batch.max_size}
             for name, records in samples.items()

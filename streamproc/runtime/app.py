@@ -118,6 +118,8 @@ async def _run(settings: Settings) -> int:
     finally:
         stopping.cancel()
         await application.stop()
+    if processor.failure is not None:
+        raise processor.failure
     return 0
 
 

@@ -44,13 +44,18 @@ class Schema:
 
 
 def shorten(text: str) -> str:
-    """A message of at most 1,000 characters."""
+    """A message of at most 1,000 characters that has a UTF-8 form, which half a surrogate pair has not."""
+    text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
 
 
-def decode(values: Sequence[memoryview | None], payload: memoryview) -> list[dict[str, Any] | Failure]:
+def decode(
+    values: Sequence[memoryview | None], payload: memoryview, max_value_bytes: int
+) -> list[dict[str, Any] | Failure]:
     """Each value as a record, or why it is none; ``payload`` is the values' bytes joined."""
     records: list[Any]
+    if len(payload) > max_value_bytes and any(value is not None and len(value) > max_value_bytes for value in values):
+        return [_decode_small(value, max_value_bytes) for value in values]
     try:
         records = list(map(orjson.loads, values))  # type: ignore[arg-type]  # a null raises, and the slow path says which
         clean = set(map(type, records)) <= {dict}
@@ -65,6 +70,17 @@ def decode(values: Sequence[memoryview | None], payload: memoryview) -> list[dic
                 if failure is not None:
                     records[index] = failure
     return records
+
+
+def _decode_small(value: memoryview | None, max_value_bytes: int) -> dict[str, Any] | Failure:
+    """As ``decode``, for one value of a batch in which some are too large."""
+    if value is None or len(value) <= max_value_bytes:
+        return decode([value], value if value is not None else memoryview(b""), max_value_bytes)[0]
+    message = (
+        f"the value has {len(value)} bytes, more than the task's input.max_value_bytes allows ({max_value_bytes}); "
+        f"raise it, or send less"
+    )
+    return Failure("decode", "ValueTooLarge", message, retriable=False)
 
 
 def _decode_one(value: memoryview | None) -> dict[str, Any] | Failure:

@@ -14,6 +14,8 @@ from streamproc.records import BatchReport, Failure, Record
 
 RECORD_OVERHEAD_BYTES = 128
 """Bounds what Kafka's format adds to key, value and headers of a record that is alone in its batch."""
+MARKS_BYTES = 200
+"""Kept free in a dead letter for the headers that say what was cut."""
 HEADER_OVERHEAD_BYTES = 10
 """Bounds what Kafka's format adds to a header's name and value."""
 
@@ -42,10 +44,9 @@ def result_row(record: Record, value: bytes | memoryview, report: BatchReport) -
 def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit_bytes: int) -> Row:
     """A record that failed, as it came, with the reason in its headers.
 
-    A value that does not fit the dead-letter topic is cut, and a header says how long it was.
+    What does not fit the dead-letter topic is cut, the value first, and a header says how much there was.
     """
-    headers = [
-        *record.headers,
+    ours: list[tuple[str, bytes | None]] = [
         *source_headers(record),
         ("streamproc-task", report.batch.task.encode()),
         ("streamproc-stage", failure.stage.encode()),
@@ -54,12 +55,18 @@ def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit
         ("streamproc-attempts", b"%d" % report.attempts),
         ("streamproc-worker", b"%d" % report.worker if report.worker >= 0 else b""),
     ]
-    value = record.value
-    room = limit_bytes - row_bytes((None, record.key, None, headers)) - 2 * HEADER_OVERHEAD_BYTES - 40
+    key, headers = record.key, [*record.headers, *ours]
+    limit_bytes -= MARKS_BYTES
+    if row_bytes((None, key, None, headers)) > limit_bytes:
+        headers = [*ours, ("streamproc-headers-cut", b"%d" % len(record.headers))]
+    if row_bytes((None, key, None, headers)) > limit_bytes:
+        headers.append(("streamproc-key-cut-from-bytes", b"%d" % len(key or b"")))
+        key = None
+    value, room = record.value, limit_bytes - row_bytes((None, key, None, headers))
     if value is not None and len(value) > room:
         headers.append(("streamproc-value-cut-from-bytes", b"%d" % len(value)))
         value = value[: max(room, 0)]
-    return (record.timestamp, record.key, value, headers)
+    return (record.timestamp, key, value, headers)
 
 
 def row_bytes(row: Row) -> int:

@@ -1,7 +1,7 @@
 """What is seen of a processor from outside: lag, liveness, readiness, status.
 
-Reads the stages' state and changes nothing in them. Liveness is progress: lag above zero and a committed offset that
-has not moved for longer than a batch may compute is not alive.
+Reads the stages' state and changes nothing in them. Liveness is progress: not alive is a task for which records
+wait while no batch was executed for longer than one may compute, or offsets wait while none is committed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streamproc.observe.status import (
     WindowStatus,
     WorkerStatus,
 )
-from streamproc.records import TopicPartition
+from streamproc.runtime.isolation import MAX_BACKOFF_S
 from streamproc.runtime.ledger import PartitionBooks
 
 if TYPE_CHECKING:
@@ -40,18 +40,21 @@ class Inspector:
         self._started_at = datetime.fromtimestamp(wall_clock(), UTC)
         self._begun = processor.clock()
         settings = processor.settings
-        # A batch may compute until its deadline, as often as it is retried: that is work, not a stall.
-        self._stalled_after_s = max(settings.http.stalled_after_s, settings.pool.batch_timeout_s * 1.1)
-        self._watches: dict[tuple[str, TopicPartition, int], ProgressWatch] = {}
+        # A batch may compute until its deadline, and a retry may wait: that is work, not a stall.
+        longest_s = settings.pool.batch_timeout_s + MAX_BACKOFF_S
+        self._stalled_after_s = max(settings.http.stalled_after_s, longest_s * 1.1)
+        self._work = {name: ProgressWatch(self._stalled_after_s) for name in settings.tasks}
+        self._commits = {name: ProgressWatch(self._stalled_after_s) for name in settings.tasks}
 
     def observe(self, now: float) -> None:
         """Bring the gauges up to date, and watch for progress."""
         processor = self._processor
-        watches: dict[tuple[str, TopicPartition, int], ProgressWatch] = {}
         for name, task in processor.tasks.items():
             metrics = processor.metrics.task(name)
             metrics.in_flight_records.set(task.ledger.in_flight_records)
             metrics.in_flight_bytes.set(task.ledger.in_flight_bytes)
+            metrics.paused_partitions.set(task.source.assigned_partitions if task.source.paused else 0)
+            waiting = 0
             for books in task.ledger.partitions():
                 lag_records, lag_seconds = self._lag(task, books)
                 gauges = metrics.partition(books.partition)
@@ -59,23 +62,23 @@ class Inspector:
                     gauges.committed_offset.set(books.committed)
                 if lag_records is not None:
                     gauges.lag_records.set(lag_records)
-                    gauges.lag_seconds.set(lag_seconds or 0.0)
-                key = (name, books.partition, books.epoch)
-                watch = watches[key] = self._watches.get(key) or ProgressWatch(self._stalled_after_s)
-                watch.observe(lag_records or 0, books.committed or 0, now)
-        self._watches = watches
+                if lag_seconds is not None:
+                    gauges.lag_seconds.set(lag_seconds)
+                waiting += lag_records or 0
+            self._work[name].observe(waiting, task.progress, now)
+            self._commits[name].observe(len(task.ledger.committable()), task.commits, now)
         processor.metrics.set_workers(self._worker_states())
 
     def live(self, now: float) -> Health:
         """Not alive after a failure, or when records have waited too long without a commit."""
         failure = self._processor.failure
         reasons = [str(failure)] if failure is not None else []
-        for (task, (topic, partition), _), watch in self._watches.items():
+        for task, watch in self._work.items():
             if (stalled_s := watch.stalled(now)) is not None:
-                reasons.append(
-                    f"task {task}: records wait in topic {topic}, partition {partition}, and no offset was committed "
-                    f"for {stalled_s:.0f} s"
-                )
+                reasons.append(f"task {task}: records wait, and no batch was executed for {stalled_s:.0f} s")
+        for task, watch in self._commits.items():
+            if (stalled_s := watch.stalled(now)) is not None:
+                reasons.append(f"task {task}: offsets wait to be committed, and none was for {stalled_s:.0f} s")
         return Health.of(*reasons)
 
     def ready(self) -> Health:
@@ -109,20 +112,25 @@ class Inspector:
         )
 
     def _lag(self, task: TaskStream, books: PartitionBooks) -> tuple[int | None, float | None]:
-        """Records and seconds behind; (None, None) before the first fetch.
+        """Records and seconds behind; None for what is not known before the first fetch.
 
         Seconds are the age of the oldest record that was read and is not settled. While none is, but Kafka holds more,
-        the oldest of those is about to be read; its age is not known before.
+        they are the age of the last record that was read: the next one is no older.
         """
-        end = task.consumer.highwater(books.partition)
-        done = books.next_offset if books.next_offset is not None else books.first_offset
-        if end is None:
+        fetched, asked = task.consumer.highwater(books.partition), task.ends.get(books.partition)
+        end = max((it for it in (fetched, asked) if it is not None), default=None)
+        position = task.consumer.position(books.partition)
+        if end is None or position is None:
             return None, None
-        if done is None or books.in_flight_records == 0:
-            position = task.consumer.position(books.partition)
-            return max(end - position, 0) if position is not None else None, 0.0
-        age = max(self._wall_clock() - books.oldest_timestamp / 1_000, 0.0) if books.oldest_timestamp else 0.0
-        return max(end - done, 0), age
+        if books.in_flight_records:
+            done = books.first_offset if books.next_offset is None else books.next_offset
+            dated = books.oldest_timestamp
+        else:
+            done, dated = position, books.last_timestamp
+        behind = max(end - (done or 0), 0)
+        if behind == 0:
+            return 0, 0.0
+        return behind, None if dated is None else max(self._wall_clock() - dated / 1_000, 0.0)
 
     def _task(self, task: TaskStream, now: float) -> TaskStatus:
         partitions = []

@@ -32,6 +32,8 @@ class _Partition:
     """Offset after the last record read."""
     first_offset: int | None = None
     """Offset of the first record read."""
+    last_timestamp: int | None = None
+    """Timestamp of the last record read."""
     next_offset: int | None = None
     """Offset to commit: the one after the last record of the settled run; None until one is settled."""
     committed: int | None = None
@@ -91,6 +93,7 @@ class Ledger:
         state.position = span.next_offset
         if state.first_offset is None:
             state.first_offset = span.records[0].offset
+        state.last_timestamp = span.records[-1].timestamp
         state.arrivals.append((span.stop, span.records[0].timestamp))
         self._count(state, span, 1)
 
@@ -159,6 +162,7 @@ class Ledger:
                 next_offset=state.next_offset,
                 committed=state.committed,
                 in_flight_records=state.in_flight_records,
+                last_timestamp=state.last_timestamp,
                 oldest_timestamp=state.arrivals[0][1] if state.arrivals else None,
             )
             for state in self._partitions.values()
@@ -174,7 +178,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class PartitionBooks:
-    """One assigned partition: offsets, records in flight, timestamp (ms) of the oldest record not settled."""
+    """One assigned partition: offsets, records in flight, timestamps (ms) of the last and oldest unsettled record."""
 
     partition: TopicPartition
     epoch: int
@@ -183,4 +187,5 @@ class PartitionBooks:
     next_offset: int | None
     committed: int | None
     in_flight_records: int
+    last_timestamp: int | None
     oldest_timestamp: int | None

@@ -33,7 +33,7 @@ from typing import Any
 
 import psutil
 
-from streamproc.errors import PoolError, WorkerStartError
+from streamproc.errors import InternalError, StreamprocError, WorkerStartError
 from streamproc.records import Batch, Failure
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
@@ -91,7 +91,7 @@ class PoolEvents:
     on_failed: Callable[[Batch, Failure, bool, int], None]
     on_room: Callable[[], None]
     on_restart: Callable[[str], None]
-    on_fatal: Callable[[PoolError], None]
+    on_fatal: Callable[[StreamprocError], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -153,6 +153,8 @@ class Pool:
         self._failed_starts: dict[int, int] = {}
         self._restarts: dict[int, int] = {}
         self._stopping = False
+        self._wake = asyncio.Event()
+        """Ends the pauses before restarts when the pool stops."""
         self.initialized = asyncio.Event()
         """Set once a worker has initialized the backend."""
 
@@ -184,18 +186,19 @@ class Pool:
         worker = min((w for w in self._workers.values() if w.open), key=lambda w: len(w.batches))
         if len(worker.batches) >= BATCHES_PER_WORKER:
             raise AssertionError("submitted without room")
-        worker.batches.append(batch)
         self._send(worker, batch)
+        worker.batches.append(batch)
         if len(worker.batches) == 1:
             self._begin(worker)
 
     async def stop(self) -> None:
         """End every worker, kindly where it is idle, and wait for the ends."""
         self._stopping = True
+        self._wake.set()
         workers = list(self._alive)
         for worker in workers:
             self._cancel_timer(worker)
-            if worker.transport is not None and not worker.batches:
+            if worker.transport is not None and worker.state != "starting" and not worker.batches:
                 worker.transport.write(encode_frame(Kind.STOP, {}))
             else:
                 self._kill(worker, "stopped")
@@ -226,17 +229,20 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
 
     async def _live(self, worker: Worker, delay_s: float) -> None:
-        if delay_s:
-            await asyncio.sleep(delay_s)
-        if self._stopping:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._wake.wait()
         code: int | None = None
         try:
-            code = await self._run(worker)
+            if not self._stopping:
+                code = await self._run(worker)
         except OSError as error:
             worker.start_message = f"the process cannot be started: {error}"
+        except Exception as error:  # noqa: BLE001 - whatever it is, the processor must know
+            self._events.on_fatal(InternalError(error, where="a worker's supervision"))
         finally:
             self._cancel_timer(worker)
+            self._kill(worker, "stopped")
             for segment in worker.segments:
                 segment.close()
             self._alive.discard(worker)
@@ -251,9 +257,10 @@ class Pool:
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
         with theirs:
-            worker.segments = [Segment.create() for _ in range(2 * BATCHES_PER_WORKER)]
-            descriptors = [theirs.fileno(), *(segment.fd for segment in worker.segments)]
             try:
+                for _ in range(2 * BATCHES_PER_WORKER):
+                    worker.segments.append(Segment.create())
+                descriptors = [theirs.fileno(), *(segment.fd for segment in worker.segments)]
                 worker.process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-c",
@@ -272,6 +279,8 @@ class Pool:
                 ours.close()
                 raise
         worker.pid = worker.process.pid
+        if self._stopping:
+            self._kill(worker, "stopped")
         transport, _ = await loop.create_unix_connection(
             lambda: FrameReceiver(lambda frame: self._on_frame(worker, frame), lambda: self._on_disconnected(worker)),
             sock=ours,
@@ -281,6 +290,9 @@ class Pool:
         worker.transport.write(encode_frame(Kind.SETUP, setup))
         worker.timer = loop.call_later(self._settings.initialize_timeout_s, self._kill, worker, "initialize timed out")
         code = await worker.process.wait()
+        # What the backend started (loaders of data, say) is in the worker's group, and of no use without it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
         # A reply written just before the end is still in the socket; a grandchild may hold the socket open.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
@@ -301,7 +313,9 @@ class Pool:
         if worker.kill_reason == "recycled":
             return
         cause = worker.kill_reason or _describe_exit(code)
-        if was_starting:
+        if worker.replaces is not None:
+            self._keep(worker.replaces, worker.start_message or cause)
+        elif was_starting:
             self._start_failed(worker, cause)
         elif current:
             log.warning("worker %d (pid %d) ended: %s; starting another", worker.index, worker.pid, cause)
@@ -326,8 +340,6 @@ class Pool:
         failures = self._failed_starts.get(worker.index, 0) + 1
         self._failed_starts[worker.index] = failures
         detail = worker.start_message or cause
-        if worker.replaces is not None:
-            log.error("worker %d is not recycled: its successor did not start: %s", worker.index, detail)
         if worker.start_hopeless or failures >= self._settings.start_attempts:
             times = "" if failures == 1 else f", tried {failures} times in a row"
             message = f"worker {worker.index} did not start{times}: {detail}"
@@ -336,7 +348,7 @@ class Pool:
         log.warning("worker %d did not start (attempt %d): %s", worker.index, failures, detail)
         self._events.on_restart("start_failed")
         delay = min(self._settings.restart_backoff_ms / 1_000 * 2 ** (failures - 1), MAX_RESTART_BACKOFF_S)
-        self._spawn(worker.index, delay_s=delay, replaces=worker.replaces)
+        self._spawn(worker.index, delay_s=delay)
 
     def _death(self, worker: Worker, cause: str) -> Failure:
         if worker.kill_reason == "deadline":
@@ -350,7 +362,7 @@ class Pool:
         if worker.process is not None and worker.process.returncode is None:
             worker.kill_reason = worker.kill_reason or reason
             with contextlib.suppress(ProcessLookupError):
-                worker.process.kill()
+                os.killpg(worker.process.pid, signal.SIGKILL)
 
     # -- one worker's socket
 
@@ -381,16 +393,16 @@ class Pool:
         )
 
     def _on_frame(self, worker: Worker, frame: Frame) -> None:
-        match frame.kind:
-            case Kind.REPLY | Kind.FAILED:
+        try:
+            if frame.kind in (Kind.REPLY, Kind.FAILED):
                 self._on_answer(worker, frame)
-            case Kind.READY | Kind.NOT_READY:
+            elif frame.kind in (Kind.READY, Kind.NOT_READY):
                 self._on_readiness(worker, frame)
-            case Kind.START_FAILED:
+            elif frame.kind is Kind.START_FAILED:
                 worker.start_message = str(frame.head["message"])
                 worker.start_hopeless = bool(frame.head["final"])
-            case _:
-                raise AssertionError(f"a worker sent {frame.kind.name}")
+        except Exception as error:  # noqa: BLE001 - in a callback of the loop it would only be logged
+            self._events.on_fatal(InternalError(error, where="the answer of a worker"))
 
     def _on_answer(self, worker: Worker, frame: Frame) -> None:
         head = frame.head
@@ -435,9 +447,9 @@ class Pool:
             self._failed_starts.pop(worker.index, None)
             self.initialized.set()
             log.info("worker %d (pid %d) initialized in %.3f s", worker.index, worker.pid, worker.initialize_s)
-            if worker.replaces is not None:
-                self._replace(worker.replaces, worker)
         worker.ready = frame.kind is Kind.READY
+        if worker.ready and worker.replaces is not None:
+            self._replace(worker.replaces, worker)
         if not worker.ready:
             log.warning("worker %d: the backend says that it is not ready", worker.index)
         self._events.on_room()
@@ -478,6 +490,13 @@ class Pool:
         old.state = "retiring"
         if not old.batches:
             self._dismiss(old)
+
+    def _keep(self, old: Worker, why: str) -> None:
+        """The successor of a worker did not come up: the old one stays, and is recycled that much later."""
+        log.error("worker %d is not recycled, its successor did not become ready: %s", old.index, why)
+        old.state = "ready"
+        old.successor = None
+        old.batches_done = 0
 
     def _dismiss(self, worker: Worker) -> None:
         worker.kill_reason = "recycled"

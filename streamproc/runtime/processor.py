@@ -5,14 +5,15 @@ arrived, an answer from a worker, a worker that became ready, a deadline that pa
 
 Start: reach Kafka and its topics, start the workers, and join the groups once a worker is initialized: a replica whose
        model does not load takes no partition from the others.
-Stop:  drain the tasks (nothing new is taken, what is in flight is settled), commit, leave the groups, end the workers,
-       close the sidecar. Every step is bounded by ``shutdown_timeout_s`` as a whole; what is not done by then is not
-       committed, and is read again after the next start.
+Stop:  drain the tasks (nothing new is taken, what is in flight is settled) for at most ``shutdown_timeout_s``; then
+       commit, leave the groups and end the workers, for at most ``CLOSE_TIMEOUT_S``; the sidecar last. What is not
+       settled by then is not committed, and is read again after the next start. After a failure nothing is drained.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -23,7 +24,7 @@ from typing import Any
 import psutil
 
 from streamproc.broker.interface import Connections
-from streamproc.errors import StreamprocError
+from streamproc.errors import BrokerError, InternalError, StreamprocError
 from streamproc.observe.health import Health
 from streamproc.observe.metrics import Metrics
 from streamproc.observe.status import ProcessorStatus
@@ -34,6 +35,8 @@ from streamproc.runtime.task_stream import TaskStream
 from streamproc.settings import Settings
 
 TICK_S = 1.0
+ENDS_EVERY_TICKS = 5
+CLOSE_TIMEOUT_S = 10.0
 MIN_TIMER_S = 0.0002
 
 log = logging.getLogger(__name__)
@@ -103,11 +106,14 @@ class Processor:
     async def start(self) -> None:
         """Reach Kafka, start the workers, join the groups. Raises StreamprocError; then ``stop`` cleans up."""
         await self._connections.probe()
-        await asyncio.gather(*(task.connect() for task in self.tasks.values()))
+        for task in self.tasks.values():
+            await task.connect()
         await self.pool.start()
         self._ticking = asyncio.get_running_loop().create_task(self._tick(), name="tick")
         await self._unless_it_ends(self.pool.initialized.wait())
-        await asyncio.gather(*(task.join() for task in self.tasks.values()))
+        for task in self.tasks.values():
+            if not self._stopped:
+                await task.join()
 
     async def until_ready(self) -> None:
         """Wait until ``ready`` says yes. Raises what ended the processor before."""
@@ -142,8 +148,7 @@ class Processor:
         self._draining = True
         if self._timer is not None:
             self._timer[1].cancel()
-        await self.pool.stop()
-        await asyncio.gather(*(task.stop() for task in self.tasks.values()))
+        await self._close()
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
@@ -155,11 +160,30 @@ class Processor:
         """End the workers at once, for an exit that does not wait."""
         self.pool.kill()
 
+    async def _close(self) -> None:
+        """Commit, leave the groups, end the workers: side by side, since nothing is in flight any more."""
+        closing = [asyncio.ensure_future(it) for it in (*(t.stop() for t in self.tasks.values()), self.pool.stop())]
+        _, late = await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
+        for it in late:
+            it.cancel()
+        for outcome in await asyncio.gather(*closing, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.error("while stopping: %s: %s", type(outcome).__name__, outcome)
+        if late:
+            log.warning(
+                "connections were not closed within %g s; Kafka will notice that they are gone", CLOSE_TIMEOUT_S
+            )
+
     async def _drain(self) -> None:
-        try:
-            async with asyncio.timeout(self.settings.shutdown_timeout_s):
-                await asyncio.gather(*(task.drain() for task in self.tasks.values()))
-        except TimeoutError:
+        draining = asyncio.gather(*(task.drain() for task in self.tasks.values()))
+        waiting: set[asyncio.Future[Any]] = {draining, self._ended}
+        await asyncio.wait(waiting, timeout=self.settings.shutdown_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if draining.done():
+            draining.result()
+            return
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+        if self._failure is None:
             log.warning(
                 "%d records did not finish within shutdown_timeout_s (%g s); they are not committed and will be read "
                 "again",
@@ -186,10 +210,13 @@ class Processor:
         if self._draining or self._failure is not None:
             return
         now = self.clock()
-        while self.pool.room() and (batch := self._next_batch(now)) is not None:
-            self.metrics.task(batch.task).batch_dispatched(batch, now)
-            self.pool.submit(batch)
-        self._set_timer(now)
+        try:
+            while self.pool.room() and (batch := self._next_batch(now)) is not None:
+                self.tasks[batch.task].dispatched(batch, now)
+                self.pool.submit(batch)
+            self._set_timer(now)
+        except Exception as error:  # noqa: BLE001 - in a callback of the loop it would only be logged
+            self._on_fatal(InternalError(error, where="the dispatch of batches"))
 
     def _next_batch(self, now: float) -> Batch | None:
         """Batches to be run again first; then, of the windows that are due, the one that has been open longest."""
@@ -241,8 +268,19 @@ class Processor:
     # -- what is seen from outside
 
     async def _tick(self) -> None:
-        while True:
+        try:
+            await self._tick_on()
+        except Exception as error:  # noqa: BLE001 - without it nobody would notice a stall
+            self._on_fatal(InternalError(error, where="the gauges"))
+
+    async def _tick_on(self) -> None:
+        for tick in itertools.count():
             self._inspector.observe(self.clock())
+            if tick % ENDS_EVERY_TICKS == 0:
+                for task in self.tasks.values():
+                    if task.source.paused:
+                        with contextlib.suppress(BrokerError):
+                            await task.ask_for_ends()
             for worker in self.pool.workers():
                 if worker.pid and worker.state != "ended":
                     try:

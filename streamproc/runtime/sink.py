@@ -3,8 +3,8 @@
 Producer batches are built here, one lane per output partition: while a batch is on its way, what comes next gathers for
 the one after it, so that batches grow with the load and order within a partition is kept. ``write`` does not block; the
 lanes' tasks wait for the broker. The client retries what can be retried; whatever still fails is final, and is reported
-once through ``on_error``: nothing is given up here, since the offsets behind it are not settled. At shutdown ``flush``
-waits until every lane is empty.
+once through ``on_error``: nothing is given up here, since the offsets behind it are not settled. Only metrics are given
+up, with a warning, where their topic refuses them or falls behind. At shutdown ``flush`` waits for the lanes to empty.
 
 Records keep their key, and their partition where the output topic has as many as the input topic; otherwise their key
 chooses it, as Kafka's own clients do.
@@ -17,19 +17,23 @@ would break the sequence of an idempotent producer.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamproc.broker.interface import BatchBuilder, Producer, Row
-from streamproc.errors import BrokerError, SinkError
+from streamproc.errors import BrokerError, InternalError, SinkError, StreamprocError
 from streamproc.records import BatchReport, Failure, Outcome, Record, Span, Status
 from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
 from streamproc.settings import TaskTopics
 
 MAX_METRICS_ROWS = 200
+MAX_METRICS_PARCELS = 50
+METRICS_GRACE_S = 5.0
+log = logging.getLogger(__name__)
 _NO_HEADERS: list[tuple[str, bytes | None]] = []
 
 
@@ -44,12 +48,17 @@ class OutputTopic:
 
 @dataclass(slots=True)
 class SinkEvents:
-    """What the sink tells its owner: spans that are done, records acknowledged per output, and its end by an error."""
+    """What the sink tells its owner.
+
+    Spans that are done; each acknowledged batch of an output and its records; dead letters; outputs that refused a
+    batch; and the error that ends the sink.
+    """
 
     on_settled: Callable[[Span], None]
     on_written: Callable[[str, int], None]
     on_dead: Callable[[Failure], None]
-    on_error: Callable[[SinkError], None]
+    on_refused: Callable[[str], None]
+    on_error: Callable[[StreamprocError], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +93,12 @@ class _Lane:
     topic: OutputTopic
     partition: int
     parcels: deque[_Parcel] = field(default_factory=deque)
-    busy: bool = False
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def receipted(self) -> bool:
+        """Whether offsets wait for it."""
+        return self.output != "metrics"
 
 
 class Sink:
@@ -111,7 +125,6 @@ class Sink:
         self._full_envelope = full_envelope
         self._metrics_rows: list[Row] = []
         self._lanes: dict[tuple[str, int], _Lane] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._failed = False
 
     def write(self, outcomes: Sequence[Outcome]) -> None:
@@ -134,20 +147,27 @@ class Sink:
     def send_metrics(self) -> None:
         """Queue the metrics records that were kept: a request for each of them would cost more than its batch."""
         rows, self._metrics_rows = self._metrics_rows, []
-        if rows:
-            partition = self._partition_of_key(rows[0][1] or b"", self._metrics.partitions)
-            self._queue("metrics", self._metrics, partition, _Parcel(_Rows(rows, [], None), None))
+        if not rows:
+            return
+        partition = self._partition_of_key(rows[0][1] or b"", self._metrics.partitions)
+        lane = self._lanes.get((self._metrics.name, partition))
+        if lane is not None and len(lane.parcels) >= MAX_METRICS_PARCELS:
+            self._events.on_refused("metrics")
+            return
+        self._queue("metrics", self._metrics, partition, _Parcel(_Rows(rows, [], None), None))
 
     async def flush(self) -> None:
-        """Wait until everything is acknowledged, metrics too, or an error has ended the sink."""
+        """Wait until everything is acknowledged, or an error has ended the sink; for metrics only so long."""
         self.send_metrics()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while tasks := [lane.task for lane in self._lanes.values() if lane.task is not None and lane.receipted]:
+            await asyncio.wait(tasks)
+        if tasks := [lane.task for lane in self._lanes.values() if lane.task is not None]:
+            await asyncio.wait(tasks, timeout=METRICS_GRACE_S)
 
     async def abort(self) -> None:
         """End the lanes without waiting for the broker; what is not acknowledged is not settled."""
         self._failed = True
-        tasks = list(self._tasks)
+        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -189,7 +209,7 @@ class Sink:
         if not rows.rows:
             return
         source, partition = receipt.span.lease.partition
-        if topic.partitions == self._input_partitions[source]:
+        if topic.partitions == self._input_partitions[source] and partition < topic.partitions:
             self._queue(output, topic, partition, _Parcel(rows, receipt))
             return
         apart: dict[int, _Rows] = {}
@@ -207,11 +227,8 @@ class Sink:
         if lane is None:
             lane = self._lanes[topic.name, partition] = _Lane(output, topic, partition)
         lane.parcels.append(parcel)
-        if not lane.busy and not self._failed:
-            lane.busy = True
-            task = asyncio.get_running_loop().create_task(self._pump(lane))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if lane.task is None and not self._failed:
+            lane.task = asyncio.get_running_loop().create_task(self._pump(lane))
 
     async def _pump(self, lane: _Lane) -> None:
         """Send a lane's parcels, one producer batch after the other, until it is empty."""
@@ -223,18 +240,27 @@ class Sink:
                     acknowledged = await self._producer.send_batch(batch, lane.topic.name, lane.partition)
                     await acknowledged
                     self._settle(lane.output, covered)
-        except BrokerError as error:
-            if not self._failed:
-                self._failed = True
-                self._events.on_error(
-                    SinkError(
-                        f"records cannot be written to topic {lane.topic.name}, partition {lane.partition}: {error}",
-                        topic=lane.topic.name,
-                        partition=lane.partition,
-                    )
-                )
+        except Exception as error:  # noqa: BLE001 - a lane that ended unseen would hold its offsets for ever
+            self._refused(lane, error)
         finally:
-            lane.busy = False
+            lane.task = None
+
+    def _refused(self, lane: _Lane, error: Exception) -> None:
+        """What a lane was about to write is not written; without its receipts, offsets stay where they are."""
+        self._events.on_refused(lane.output)
+        name, partition = lane.topic.name, lane.partition
+        if not lane.receipted and isinstance(error, BrokerError):
+            lane.parcels.clear()
+            log.warning(
+                "metrics records are lost, since topic %s, partition %d, refuses them: %s", name, partition, error
+            )
+        elif not self._failed:
+            self._failed = True
+            message = f"records cannot be written to topic {name}, partition {partition}: {error}"
+            known = isinstance(error, BrokerError)
+            self._events.on_error(
+                SinkError(message, topic=name, partition=partition) if known else InternalError(error, where="the sink")
+            )
 
     def _fill(self, lane: _Lane, batch: BatchBuilder) -> list[tuple[_Receipt | None, int]]:
         """Move rows into a producer batch until it is full; says how many of each receipt."""
@@ -275,8 +301,8 @@ class Sink:
         self._enqueue("dead_letters", self._dead, rows, parcel.receipt)
 
     def _settle(self, output: str, covered: list[tuple[_Receipt | None, int]]) -> None:
+        self._events.on_written(output, sum([count for _, count in covered]))
         for receipt, count in covered:
-            self._events.on_written(output, count)
             if receipt is not None:
                 receipt.pending -= count
                 if receipt.pending == 0:

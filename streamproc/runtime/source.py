@@ -66,6 +66,8 @@ class Source:
     async def run(self) -> None:
         """Poll until cancelled, after ``stop`` too. Raises BrokerError when the consumer cannot go on."""
         while True:
+            # Room comes from settling, which says so, but also from giving back and from revocation.
+            self.relieved()
             records, size_bytes = self._in_flight()
             if not self.paused and self._room.full(records, size_bytes):
                 self._pause()

@@ -6,8 +6,10 @@ import logging
 from typing import Any
 
 import psutil
+import yaml
 
 from streamproc.broker.topics import DeclaredTopic, load_topics
+from streamproc.errors import SettingsError
 from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -21,12 +23,7 @@ def declared_topics(settings: Settings) -> dict[str, DeclaredTopic]:
 def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict[str, Any]:
     """What a worker is told at its start, ready for JSON: backend, tasks with schemas and warm-up records."""
     return {
-        "backend": {
-            "path": settings.backend.path,
-            "loader": settings.backend.loader,
-            "base_dir": str(settings.backend.base_dir.absolute()),
-            "config": settings.backend.config,
-        },
+        "backend": backend_setup(settings),
         "tasks": {
             name: {
                 "schemas": {
@@ -35,6 +32,7 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
                     if topic in declared and declared[topic].schema_document is not None
                 },
                 "envelope": task.output.envelope,
+                "max_value_bytes": task.input.max_value_bytes,
                 "warmup": [
                     sample for topic in task.input.topics if topic in declared for sample in declared[topic].samples
                 ][: task.batch.max_size],
@@ -43,6 +41,29 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
         },
         "shared_memory_threshold_bytes": settings.pool.shared_memory_threshold_bytes,
         "logging": settings.logging.model_dump(),
+    }
+
+
+def backend_setup(settings: Settings) -> dict[str, str]:
+    """What ``load_backend`` needs, as text; the configuration as YAML, which keeps keys that are numbers, and dates.
+
+    Raises:
+        SettingsError: the configuration holds what YAML has no plain form for.
+    """
+    backend = settings.backend
+    try:
+        config = yaml.safe_dump(backend.config)
+    except yaml.YAMLError as error:
+        raise SettingsError(
+            f"it holds something that is no plain value: {error}",
+            setting="backend.config",
+            hint="use text, numbers, lists and mappings",
+        ) from error
+    return {
+        "path": backend.path,
+        "loader": backend.loader,
+        "base_dir": str(backend.base_dir.absolute()),
+        "config": config,
     }
 
 

@@ -21,17 +21,19 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from streamproc.broker.interface import Connections
-from streamproc.errors import BrokerError, CommitRejectedError, SinkError, StreamprocError, TaskStoppedError
+from streamproc.errors import BrokerError, CommitRejectedError, InternalError, StreamprocError, TaskStoppedError
+from streamproc.observe.metric_table import ProducerOutput
 from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
     Batch,
     BatchReport,
     Failure,
+    Lease,
     Outcome,
     Record,
     Span,
@@ -125,6 +127,11 @@ class TaskStream:
         self.assigned = asyncio.Event()
         self.state = "starting"
         self.counts = Counts()
+        self.progress = 0
+        """Batches that were executed, well or not, and commits: what moves while there is work and nothing is stuck."""
+        self.commits = 0
+        self.ends: dict[TopicPartition, int] = {}
+        """Log ends asked for while reading pauses, when no fetch brings them."""
         self.last: Reply | None = None
         self._late = 0
 
@@ -145,9 +152,17 @@ class TaskStream:
             known=known,
             input_partitions={topic: await self._producer.partition_count(topic) for topic in self.topics.inputs},
             partition_of_key=self._connections.partition_of_key,
-            events=SinkEvents(self._on_settled, self._on_written, self._on_dead, self._on_sink_error),
+            events=SinkEvents(self._on_settled, self._on_written, self._on_dead, self._on_refused, self._on_fatal),
             full_envelope=self._settings.output.envelope == "full",
         )
+
+    def dispatched(self, batch: Batch, now: float) -> None:
+        """Count a batch that goes to a worker; one that comes back unexecuted and goes again is the same batch."""
+        if not batch.dispatched:
+            batch.dispatched = True
+            self._metrics.batch_dispatched(batch, now)
+            if batch.attempt > 1:
+                self.counts.retried += batch.size
 
     async def join(self) -> None:
         """Join the group and begin to read. Raises BrokerError."""
@@ -176,19 +191,26 @@ class TaskStream:
         self._retries.clear()
         if self._sink is not None:
             await self._sink.abort()
-        with contextlib.suppress(BrokerError):
+        try:
             await self._commit()
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
-        await self.consumer.stop()
-        await self._producer.stop()
+        except BrokerError as error:
+            log.warning(
+                "task %s: the last commit failed, so that some records will be read again: %s", self.name, error
+            )
+        finally:
+            for task in self._background:
+                task.cancel()
+            await asyncio.gather(*self._background, return_exceptions=True)
+            await asyncio.gather(self.consumer.stop(), self._producer.stop())
 
     async def _guard(self, work: Any) -> None:
         try:
             await work
         except StreamprocError as error:
             self._on_fatal(error)
+        except Exception as error:
+            log.exception("task %s", self.name)
+            self._on_fatal(InternalError(error, where=f"task {self.name}"))
 
     # -- records in
 
@@ -203,37 +225,13 @@ class TaskStream:
         self._sequencer.expect(span)
         self._metrics.records_in.inc(len(records))
         self.counts.taken += len(records)
-        if largest > self._settings.input.max_value_bytes:
-            self._add_without_large(span)
-        else:
-            self.batcher.add(span)
+        self.batcher.add(span)
         self._on_work()
         return largest
-
-    def _add_without_large(self, span: Span) -> None:
-        """Batch what is small enough, and fail what is not, before it costs a worker anything."""
-        limit = self._settings.input.max_value_bytes
-        rest: Span | None = span
-        while rest is not None:
-            head, rest = _split_first(rest)
-            size = head.sizes[0]
-            if size <= limit:
-                self.batcher.add(head)
-                continue
-            message = (
-                f"the value has {size} bytes, more than tasks.{self.name}.input.max_value_bytes allows ({limit}); "
-                f"raise it, or send less"
-            )
-            self._give_up(self._lone_batch(head), Failure("source", "ValueTooLarge", message, retriable=False), -1)
-
-    def _lone_batch(self, span: Span) -> Batch:
-        now = span.arrived_at
-        return Batch(self._next_id(), self.name, [span], now, now, "rejected", 0.0, attempt=0)
 
     def _on_pause(self, paused: bool) -> None:
         if paused:
             self._metrics.pauses.inc()
-        self._metrics.paused_partitions.set(self.source.assigned_partitions if paused else 0)
 
     @property
     def backlog(self) -> bool:
@@ -250,6 +248,7 @@ class TaskStream:
         """A batch was executed."""
         batch = reply.batch
         self.last = reply
+        self.progress += 1
         metrics = self._metrics
         metrics.batches_ok.inc()
         metrics.batch_wall.observe(reply.wall_ms / 1_000)
@@ -260,8 +259,9 @@ class TaskStream:
         report = BatchReport(
             batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
         )
-        failed = batch.size - reply.statuses.count(Status.RESULT)
-        self._report(report, reply.metrics, batch.size - failed, failed, reply.wall_ms)
+        if all(self.ledger.is_live(span.lease) for span in batch.spans):
+            results = reply.statuses.count(Status.RESULT)
+            self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
         start = 0
         for span in batch.spans:
             stop = start + len(span.records)
@@ -274,6 +274,7 @@ class TaskStream:
             self.again.append(batch)
             self._on_work()
             return
+        self.progress += 1
         self._metrics.batches_failed.inc()
         log.warning(
             "task %s: batch %d of %d records failed in %s, execution %d: %s: %s",
@@ -298,8 +299,6 @@ class TaskStream:
                 continue
             if len(live) < len(batch.spans):
                 batch.restrict(live)
-            if batch.attempt > 1:
-                self.counts.retried += batch.size
             return batch
         return None
 
@@ -388,6 +387,7 @@ class TaskStream:
             self.source.relieved()
 
     def _on_written(self, output: str, count: int) -> None:
+        self._metrics.producer_batches[cast("ProducerOutput", output)].inc()
         if output == "results":
             self._metrics.records_out.inc(count)
             self.counts.results += count
@@ -396,8 +396,8 @@ class TaskStream:
         self._metrics.dead(failure.stage, failure.kind).inc()
         self.counts.dead += 1
 
-    def _on_sink_error(self, error: SinkError) -> None:
-        self._on_fatal(error)
+    def _on_refused(self, output: str) -> None:
+        self._metrics.producer_errors[cast("ProducerOutput", output)].inc()
 
     # -- offsets and rebalances
 
@@ -425,6 +425,8 @@ class TaskStream:
                 raise
             else:
                 self._metrics.commits.inc()
+                self.commits += 1
+                self.progress += 1
                 self.ledger.committed(offsets)
 
     async def _on_assigned(self, partitions: set[TopicPartition]) -> None:
@@ -437,8 +439,10 @@ class TaskStream:
 
     async def _on_revoked(self, partitions: set[TopicPartition]) -> None:
         self.source.revoked(partitions)
+        self.ends.clear()
         leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
         self._give_back(self.batcher.discard(leases))
+        self._give_back_retries(leases)
         try:
             async with asyncio.timeout(self._drain_s):
                 await self._until_settled(partitions)
@@ -451,6 +455,7 @@ class TaskStream:
         with contextlib.suppress(BrokerError):
             await self._commit(partitions)
         self.ledger.close(partitions)
+        self._settled.set()
         self._sequencer.forget(leases)
         for partition in partitions:
             self._metrics.forget(partition)
@@ -459,6 +464,15 @@ class TaskStream:
     def _give_back(self, spans: Sequence[Span]) -> None:
         for span in spans:
             self.ledger.discard(span)
+        self._settled.set()
+
+    def _give_back_retries(self, leases: set[Lease]) -> None:
+        """A retry that waits out its pause is not worth a rebalance that waits for it."""
+        for number, (handle, batch) in list(self._retries.items()):
+            if all(span.lease in leases for span in batch.spans):
+                handle.cancel()
+                del self._retries[number]
+                self._give_back(batch.spans)
 
     async def _until_settled(self, partitions: Iterable[TopicPartition]) -> None:
         partitions = list(partitions)
@@ -466,13 +480,13 @@ class TaskStream:
             self._settled.clear()
             await self._settled.wait()
 
+    async def ask_for_ends(self) -> None:
+        """Bring ``ends`` up to date."""
+        self.ends = dict(await self.consumer.end_offsets(self._partitions()))
+
     def _partitions(self) -> list[TopicPartition]:
         return [books.partition for books in self.ledger.partitions()]
 
     def in_flight(self) -> int:
         """Records that are read and not settled."""
         return self.ledger.in_flight_records
-
-
-def _split_first(span: Span) -> tuple[Span, Span | None]:
-    return span.split(1) if len(span.records) > 1 else (span, None)

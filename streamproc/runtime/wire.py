@@ -35,7 +35,6 @@ from streamproc.records import NULL_SIZE, Span
 
 HEADER = struct.Struct("=BxxxIQ")
 BATCHES_PER_WORKER = 2
-MAX_HEAD_BYTES = 64 * 1024 * 1024
 MAX_REPLY_VALUE_BYTES = 2**32 - 1
 
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+import yaml
 from pydantic import ValidationError
 
 from streamproc.backend.record_error import RecordError
@@ -80,9 +81,16 @@ class TaskRunner:
     """Runs the batches of one task: decode, check, backend, encode."""
 
     def __init__(
-        self, name: str, backend: Callable[[list[dict[str, Any]]], Any], schemas: dict[str, Any], envelope: str
+        self,
+        name: str,
+        backend: Callable[[list[dict[str, Any]]], Any],
+        *,
+        schemas: dict[str, Any],
+        envelope: str,
+        max_value_bytes: int,
     ) -> None:
         self._backend: Any = backend
+        self._max_value_bytes = max_value_bytes
         self._schemas = {topic: Schema(topic, schema) for topic, schema in schemas.items()}
         self._envelope = Envelope(name) if envelope == "full" else None
 
@@ -95,7 +103,7 @@ class TaskRunner:
             BatchFailedError: the backend raised, or answered with something else than one output per record.
         """
         begun = time.perf_counter()
-        decoded = decode(body.values, payload)
+        decoded = decode(body.values, payload, self._max_value_bytes)
         if self._schemas:
             self._check_schemas(spans, decoded)
         records = [record for record in decoded if type(record) is dict]
@@ -222,13 +230,15 @@ class Worker:
             self._answer(frame)
 
     def _set_up(self, head: dict[str, Any]) -> None:
-        self._backend = load_backend(**head["backend"])
+        backend = head["backend"]
+        self._backend = load_backend(**{**backend, "config": yaml.safe_load(backend["config"])})
         self._threshold = head["shared_memory_threshold_bytes"]
         for name, task in head["tasks"].items():
             runner = resolve_task(self._backend, name)
-            self._runners[name] = TaskRunner(name, runner, task["schemas"], task["envelope"])
-            if task["warmup"]:
-                _warm_up(name, runner, task["warmup"])
+            warmup = task.pop("warmup")
+            self._runners[name] = TaskRunner(name, runner, **task)
+            if warmup:
+                _warm_up(name, runner, warmup)
 
     def _wait_for_frame(self) -> bool:
         if self._ready and not self._has_ready:
@@ -261,8 +271,8 @@ class Worker:
             body = decode_batch(frame.body, count)
             payload = memoryview(frame.body)[24 * count :]
             reply = self._runners[head["task"]].run(head["spans"], body, payload, (started - head["opened_at"]) * 1_000)
-        except BatchFailedError as error:
-            failure = error.failure
+        except Exception as error:
+            failure = error.failure if isinstance(error, BatchFailedError) else _describe(error)
             log.debug("batch %d failed", head["id"], exc_info=error)
             fields = {"stage": failure.stage, "kind": failure.kind, "message": failure.message}
             write_frame(self._connection, Kind.FAILED, {"id": head["id"], **fields, "retriable": failure.retriable})
@@ -313,11 +323,17 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _leave_it_to_the_parent(number: int, frame: object) -> None:
+    """Not SIG_IGN, which processes that the backend starts would inherit."""
+
+
 def main() -> None:
     """The entry of a worker process: the descriptors of its socket and of its segments are its arguments."""
     _die_with_parent()
     # Ctrl-C reaches the whole terminal group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A service manager may send SIGTERM to every process of the service; the parent drains, and ends the workers.
+    signal.signal(signal.SIGTERM, _leave_it_to_the_parent)
     socket_fd, parent, *segment_fds = (int(argument) for argument in sys.argv[1:])
     if os.getppid() != parent:
         return

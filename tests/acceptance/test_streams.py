@@ -183,7 +183,7 @@ def test_bad_records_become_dead_letters_with_their_reasons_and_cost_no_good_one
         "broken": {("decode", "InvalidJSON")},
         "schema": {("schema", "SchemaViolation")},
         "null": {("decode", "NullValue")},
-        "large": {("source", "ValueTooLarge")},
+        "large": {("decode", "ValueTooLarge")},
         "utf-8": {("decode", "InvalidJSON")},
         "deep": {("decode", "InvalidJSON")},
         "nan": {("decode", "InvalidJSON")},

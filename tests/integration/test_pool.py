@@ -15,8 +15,9 @@ from typing import Any
 import orjson
 import psutil
 import pytest
+import yaml
 
-from streamproc.errors import PoolError, WorkerStartError
+from streamproc.errors import StreamprocError, WorkerStartError
 from streamproc.records import Batch, Failure, Span, Status, value_sizes
 from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
@@ -32,7 +33,7 @@ class Seen:
     replies: list[Reply] = field(default_factory=list)
     failures: list[tuple[Batch, Failure, bool]] = field(default_factory=list)
     restarts: list[str] = field(default_factory=list)
-    fatal: list[PoolError] = field(default_factory=list)
+    fatal: list[StreamprocError] = field(default_factory=list)
 
     def answered(self) -> int:
         return len(self.replies) + len(self.failures)
@@ -47,9 +48,16 @@ async def running_pool(backend: str = "Scripted", **options: Any) -> AsyncIterat
             "path": path,
             "loader": "local",
             "base_dir": str(TESTS),
-            "config": options.pop("config", {}),
+            "config": yaml.safe_dump(options.pop("config", {})),
         },
-        "tasks": {"text": {"schemas": options.pop("schemas", {}), "envelope": "result", "warmup": []}},
+        "tasks": {
+            "text": {
+                "schemas": options.pop("schemas", {}),
+                "envelope": "result",
+                "max_value_bytes": 2_000_000,
+                "warmup": [],
+            }
+        },
         "shared_memory_threshold_bytes": options.get("shared_memory_threshold_bytes", 262_144),
         "logging": {"level": "error"},
     }
@@ -311,5 +319,106 @@ def test_a_class_written_against_packflow_runs_unchanged() -> None:
             assert seen.replies[0].metrics["execution_times"]["transform_inputs"] is None
             ((_, failure, executed),) = seen.failures
             assert (failure.stage, failure.kind, executed) == ("execute", "ValueError", True)
+
+    run(test)
+
+
+def test_a_successor_that_does_not_start_leaves_the_old_worker_at_work(tmp_path: Path) -> None:
+    async def test() -> None:
+        only_once = {"ONLY_ONCE_FILE": str(tmp_path / "taken")}
+        async with running_pool("OneAtATime", recycle={"max_batches": 2}, env=only_once) as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            (worker,) = pool.workers()
+            for number in range(1, 9):
+                await until(lambda: pool.room() > 0, "there is room")
+                pool.submit(make(number, [{"id": number}]))
+                await until(lambda number=number: seen.answered() == number, "answered")  # type: ignore[misc]
+            await until((tmp_path / "taken.again").exists, "a successor was tried")
+            await until(lambda: worker.state == "ready", "the old one is kept")
+            assert pool.workers() == [worker]
+            assert not seen.fatal
+
+    run(test)
+
+
+def test_a_worker_is_recycled_only_for_one_that_is_ready(tmp_path: Path) -> None:
+    async def test() -> None:
+        ready = tmp_path / "ready"
+        ready.touch()
+        environment = {"READY_FILE": str(ready)}
+        async with running_pool("ReadyWhenTold", recycle={"max_batches": 1}, env=environment) as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            (old,) = pool.workers()
+            ready.unlink()
+            pool.submit(make(1, [{"id": 1}]))
+            await until(lambda: old.successor is not None and old.successor.initialize_s is not None, "it is warm")
+            assert pool.workers() == [old]
+            assert pool.room() == 2
+            ready.touch()
+            await until(lambda: seen.restarts == ["recycled"], "the ready one has taken over")
+
+    run(test)
+
+
+def test_what_a_backend_started_ends_with_its_worker(tmp_path: Path) -> None:
+    async def test() -> None:
+        child = tmp_path / "child"
+        async with running_pool(batch_timeout_s=0.5) as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            record = {"id": 1, "do": "fork", "child": str(child), "until": str(tmp_path / "never")}
+            pool.submit(make(1, [record]))
+            await until(lambda: seen.answered() == 1, "the deadline ends the worker")
+            pid = int(child.read_text())
+            await until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "gone too")
+
+    run(test)
+
+
+def test_a_worker_leaves_sigterm_to_the_parent() -> None:
+    async def test() -> None:
+        async with running_pool() as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            (worker,) = pool.workers()
+            os.kill(worker.pid, signal.SIGTERM)
+            pool.submit(make(1, [{"id": 1}]))
+            await until(lambda: seen.answered() == 1, "the batch is answered")
+            assert len(seen.replies) == 1
+            assert not seen.restarts
+
+    run(test)
+
+
+def test_a_message_with_half_a_surrogate_pair_costs_its_batch_only() -> None:
+    async def test() -> None:
+        async with running_pool() as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            pool.submit(make(1, [{"id": 1, "do": "surrogate"}]))
+            pool.submit(make(2, [{"id": 2, "do": "refuse"}]))
+            await until(lambda: seen.answered() == 2, "both are answered")
+            assert seen.failures[0][1].kind == "ValueError"
+            assert results(seen.replies[0]) == ["RecordError"]
+            assert not seen.restarts
+
+    run(test)
+
+
+def test_the_pool_stops_at_once_while_a_worker_waits_for_its_restart() -> None:
+    async def test() -> None:
+        async with running_pool("Broken", start_attempts=50, restart_backoff_ms=30_000) as (_, seen):
+            await until(lambda: seen.restarts, "a start has failed")
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 4
+
+    run(test)
+
+
+def test_a_configuration_may_have_keys_that_are_numbers() -> None:
+    async def test() -> None:
+        config = {"rename_fields": {}, "names": {0: "no", 1: "yes"}}
+        async with running_pool("Named", config=config) as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            pool.submit(make(1, [{"id": 1}]))
+            await until(lambda: seen.answered() == 1, "the batch is answered")
+            assert results(seen.replies[0]) == [{"name": "yes"}]
 
     run(test)

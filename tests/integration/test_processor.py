@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from streamproc.errors import BrokerError, CommitRejectedError, SinkError, TaskStoppedError
+from streamproc.errors import BrokerError, CommitRejectedError, InternalError, SinkError, TaskStoppedError
+from streamproc.observe.health import ProgressWatch
 from streamproc.records import TopicPartition
 from streamproc.runtime.processor import Processor
 from streamproc.settings import Settings
@@ -46,8 +47,8 @@ def make_broker(**topic_configs: str) -> MemoryBroker:
 
 def setup_for(settings: Settings) -> dict[str, Any]:
     return {
-        "backend": {"path": settings.backend.path, "loader": "local", "base_dir": str(TESTS), "config": {}},
-        "tasks": {"main": {"schemas": {}, "envelope": "full", "warmup": []}},
+        "backend": {"path": settings.backend.path, "loader": "local", "base_dir": str(TESTS), "config": "{}"},
+        "tasks": {"main": {"schemas": {}, "envelope": "full", "max_value_bytes": 100_000, "warmup": []}},
         "shared_memory_threshold_bytes": 262_144,
         "logging": {"level": "error"},
     }
@@ -314,6 +315,160 @@ def test_retries_do_not_hold_up_other_partitions() -> None:
             await until(lambda: len(broker.records("in.results", 1)) == 10, "the other partition goes on")
             assert broker.records("in.dead") == []
             processor.settings = processor.settings.model_copy(update={"shutdown_timeout_s": 0.1})
+
+    run(test)
+
+
+def test_reading_goes_on_after_a_rebalance_under_back_pressure(tmp_path: Path) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        options = {"limits": {"max_in_flight_records": 40}, "batch": {"max_size": 8}}
+        ready = tmp_path / "ready"
+        pool = {"env": {"READY_FILE": str(ready)}}
+        async with processing(broker, backend="ReadyWhenTold", task=options, pool=pool) as processor:
+            put(broker, 120)
+            await until(lambda: processor.tasks["main"].source.paused, "reading pauses, since nobody is ready")
+            other = await join(broker)
+            await broker.settled()
+            await other.stop()
+            await broker.settled()
+            ready.touch()
+            await all_committed(broker, 120)
+
+    run(test)
+
+
+def test_a_value_too_large_does_not_hold_up_a_shutdown() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        waiting = {"batch": {"max_size": 100, "max_wait_ms": 60_000}}
+        async with processing(broker, task=waiting, shutdown_timeout_s=30) as processor:
+            task = processor.tasks["main"]
+            await until(lambda: processor.ready().ok, "ready")
+            put(broker, 3)
+            put(broker, 3, start=3, pad="x" * 200_000)
+            await until(lambda: task.counts.taken == 6, "everything is read")
+            begun = processor.clock()
+        assert processor.clock() - begun < 20
+        async with processing(broker):
+            await all_committed(broker, 6)
+        assert {dict(it.headers)["streamproc-error-type"] for it in broker.records("in.dead")} == {b"ValueTooLarge"}
+
+    run(test)
+
+
+def test_a_failure_while_it_drains_ends_it_at_once_and_is_told(tmp_path: Path) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        done = tmp_path / "done"
+        async with processing(broker, shutdown_timeout_s=30) as processor:
+            await until(lambda: processor.ready().ok, "ready")
+            broker.append("in", json.dumps({"id": 0, "do": "compute", "until": str(done)}).encode())
+            await until(lambda: any(it.batches for it in processor.pool.workers()), "the batch computes")
+            broker.fail_next("write", BrokerError("not authorized"), times=50)
+            begun = processor.clock()
+            stopping = asyncio.ensure_future(processor.stop())
+            await until(lambda: processor.tasks["main"].state == "draining", "it drains")
+            done.touch()
+            await stopping
+        assert processor.clock() - begun < 20
+        assert isinstance(processor.failure, SinkError)
+
+    run(test)
+
+
+@pytest.mark.parametrize("operation", ["getmany", "commit", "send_batch"])
+def test_an_unexpected_error_anywhere_ends_the_processor_and_says_where(operation: Any) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        put(broker, 10)
+        broker.fail_next(operation, RuntimeError("never seen before"), times=50)
+        with pytest.raises(InternalError, match="never seen before"):
+            async with processing(broker) as processor:
+                await processor.wait()
+
+    run(test)
+
+
+def test_a_metrics_topic_that_refuses_costs_metrics_and_nothing_else() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        async with processing(broker) as processor:
+            await until(lambda: processor.ready().ok, "ready")
+            broker.drop_topic("app.metrics")
+            put(broker, 50)
+            await all_committed(broker, 50)
+            errors = processor.metrics.task("main").producer_errors["metrics"]
+            await until(lambda: errors._value.get() >= 1, "the loss is counted")
+            assert processor.failure is None
+        assert len(broker.records("in.results")) == 50
+
+    run(test)
+
+
+def test_an_input_topic_that_grew_is_written_where_its_output_topic_can_hold_it() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        async with processing(broker):
+            put(broker, 9)
+            await all_committed(broker, 9)
+            broker.grow_topic("in", PARTITIONS + 2)
+            broker.append("in", b'{"id": 9}', partition=PARTITIONS + 1)
+            await all_committed(broker, 10)
+        assert len(broker.records("in.results")) == 10
+
+    run(test)
+
+
+def test_headers_too_large_for_the_dead_letter_topic_are_cut_and_counted() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        async with processing(broker):
+            headers = [("large", b"x" * 1_048_300)]
+            broker.append("in", b"{", headers=headers)
+            await all_committed(broker, 1)
+        (letter,) = broker.records("in.dead")
+        told = dict(letter.headers)
+        assert told["streamproc-headers-cut"] == b"1"
+        assert letter.value == b"{"
+
+    run(test)
+
+
+def test_commits_that_always_fail_are_a_stall() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        broker.fail_next("commit", BrokerError("the coordinator is gone"), times=1_000_000)
+        async with processing(broker) as processor:
+            processor._inspector._commits["main"] = ProgressWatch(0.5)  # the setting is no less than a batch may take
+            put(broker, 30)
+            await until(lambda: processor.tasks["main"].counts.results == 30, "everything is processed")
+            await until(lambda: not processor.live().ok, "the stall is seen")
+            assert "committed" in processor.live().reasons[0]
+            broker._faults.clear()  # what the operator mended
+            await until(lambda: processor.live().ok, "it is alive again")
+
+    run(test)
+
+
+def test_lag_under_back_pressure_counts_what_kafka_holds() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        async with processing(broker, task={"limits": {"max_in_flight_records": 8}}) as processor:
+            task = processor.tasks["main"]
+            await until(lambda: processor.ready().ok, "ready")
+            with broker.acknowledgements_held():
+                broker.append("in", b'{"id": 0}', timestamp=1_000)
+                put(broker, 59, start=3)
+                await until(lambda: task.source.paused, "reading pauses")
+                put(broker, 30, start=63)
+                await until(
+                    lambda: sum(it.lag_records or 0 for it in processor.status().tasks["main"].partitions) == 90,
+                    "the lag is seen",
+                )
+                oldest = max(it.lag_seconds or 0 for it in processor.status().tasks["main"].partitions)
+                assert oldest > 1_000_000_000
+            await all_committed(broker, 90)
 
     run(test)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from streamproc import InferenceBackend, RecordError
+from streamproc import BackendConfig, InferenceBackend, RecordError
 
 Rows = list[dict[str, Any]]
 
@@ -43,13 +44,19 @@ class Scripted(InferenceBackend):
         if action == "exit":
             os._exit(3)
         if action == "refuse":
-            return RecordError(f"record {record['id']} is refused")
+            return RecordError(f"record {record['id']} is refused: {record.get('why', chr(0xD800))}")
         if action == "list":
             return [1, 2]
         if action == "object":
             return {"object": object()}
         if action == "environment":
             return {"id": record["id"], "value": os.environ.get(record["name"])}
+        if action == "surrogate":
+            raise ValueError("half a pair: \ud800")
+        if action == "fork":
+            with subprocess.Popen(["sleep", "600"]) as child:
+                Path(record["child"]).write_text(str(child.pid))
+                self._compute(record)
         if action == "compute":
             self._compute(record)
         return "omit" if action == "omit" else {"id": record["id"]}
@@ -94,3 +101,36 @@ class ReadyWhenTold(InferenceBackend):
     def execute(self, inputs: Rows) -> Rows:
         """The inputs."""
         return inputs
+
+
+class OneAtATime(InferenceBackend):
+    """Is like a model that fits the device once: a second one cannot be initialized."""
+
+    def initialize(self) -> None:
+        """Take the place, or say that it is taken."""
+        place = Path(os.environ["ONLY_ONCE_FILE"])
+        if place.exists():
+            place.with_suffix(".again").touch()
+            raise MemoryError("the device is full")
+        place.touch()
+
+    def execute(self, inputs: Rows) -> Rows:
+        """The inputs."""
+        return inputs
+
+
+class NamedConfig(BackendConfig):
+    """With a mapping from numbers."""
+
+    names: dict[int, str]
+
+
+class Named(InferenceBackend):
+    """Answers with a name from its configuration."""
+
+    backend_config_model = NamedConfig
+    config: NamedConfig
+
+    def execute(self, inputs: Rows) -> Rows:
+        """The name of each id."""
+        return [{"name": self.config.names[record["id"]]} for record in inputs]

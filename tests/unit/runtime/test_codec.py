@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from streamproc.records import Failure
 from streamproc.runtime.codec import Envelope, Schema, decode, decode_failure, encode, encode_failure
 
+MAX_VALUE_BYTES = 1_000_000
 GOOD = b'{"id": 1}'
 
 
 def run(*values: bytes | None) -> list[dict[str, Any] | Failure]:
     payload = b"".join(value or b"" for value in values)
-    return decode([None if value is None else memoryview(value) for value in values], memoryview(payload))
+    return decode(
+        [None if value is None else memoryview(value) for value in values], memoryview(payload), MAX_VALUE_BYTES
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,7 @@ def run(*values: bytes | None) -> list[dict[str, Any] | Failure]:
         (b'{"id": [1, {"x": 123456789012345678901234567890}]}', "IntegerTooLarge"),
         (b'{"id": ' + b"9" * 5_000 + b"}", "InvalidJSON"),
         (b'{"id": 1},{"id": 2}', "InvalidJSON"),
+        (b'{"id": "' + b"x" * MAX_VALUE_BYTES + b'"}', "ValueTooLarge"),
     ],
 )
 def test_a_bad_value_fails_alone_with_its_own_reason(value: bytes | None, kind: str) -> None:
