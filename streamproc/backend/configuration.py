@@ -79,7 +79,7 @@ def validate_configuration(
     """Validate values that are already merged."""
     _logger.debug("Configuration as given: %r", values)
     config = backend_config_model.model_validate(dict(values))
-    _logger.info("Configuration: %r", config)
+    _logger.debug("Configuration: %r", config)
     return config
 
 

@@ -63,7 +63,7 @@ class RecordsPreprocessor(Preprocessor):
         super().__init__(config)
         self.passthrough = not (config.rename_fields or config.feature_names or config.flatten_nested_inputs)
         if self.passthrough:
-            get_logger().info("The configuration asks for no preprocessing: records pass through as they are")
+            get_logger().debug("The configuration asks for no preprocessing: records pass through as they are")
         self._plan = None if self.passthrough else choose_plan(config)
 
     def process(self, raw_inputs: Any) -> Any:

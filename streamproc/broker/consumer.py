@@ -225,6 +225,11 @@ class KafkaConsumer:
         if error is not None:
             raise error
 
+    def connected(self) -> bool:
+        """Whether there is a connection to any broker at this moment."""
+        connections = self._inner._client._conns.values() if self._inner is not None else ()  # noqa: SLF001
+        return any(connection.connected() for connection in connections)
+
     def position(self, partition: TopicPartition) -> int | None:
         """The next offset to fetch of an assigned partition, or None before it is known.
 

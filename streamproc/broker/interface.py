@@ -67,6 +67,9 @@ class Consumer(Protocol):
             BrokerError: the broker did not take it for another reason.
         """
 
+    def connected(self) -> bool:
+        """Whether there is a connection to any broker at this moment."""
+
     def position(self, partition: TopicPartition) -> int | None:
         """The next offset to fetch of an assigned partition, past what is no record (transaction markers)."""
 

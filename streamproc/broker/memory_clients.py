@@ -98,6 +98,10 @@ class MemoryConsumer:
         self._group.offsets.update({TopicPartition(*partition): offset for partition, offset in offsets.items()})
         self._broker.changed()
 
+    def connected(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._on_assigned is not None and not self._stopped
+
     def position(self, partition: TopicPartition) -> int | None:
         """The next offset to fetch of an assigned partition."""
         return self._positions.get(partition)

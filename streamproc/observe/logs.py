@@ -48,6 +48,7 @@ def configure_logging(settings: LoggingSettings, stream: TextIO, *, worker: int 
     """
     terminal = stream.isatty()
     handler = _Handler(stream)
+    handler.addFilter(_Folded())
     if worker is not None:
         handler.addFilter(_FromWorker(worker))
     if settings.format == "json" or (settings.format == "auto" and not terminal):
@@ -62,6 +63,36 @@ def configure_logging(settings: LoggingSettings, stream: TextIO, *, worker: int 
     root.setLevel(level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+class _Folded(logging.Filter):
+    """Lets one line of the Kafka client pass in ten seconds, as a warning, with the number of those held back.
+
+    It repeats itself hundreds of times while a broker is away, and warns of every ordinary rebalance; what matters for
+    good comes out of it as an exception.
+    """
+
+    EVERY_S = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._quiet_until = 0.0
+        self._held_back = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("aiokafka") or logging.getLogger("aiokafka").level <= logging.DEBUG:
+            return True
+        if "is rebalancing" in record.getMessage():
+            return False
+        if record.created < self._quiet_until:
+            self._held_back += 1
+            return False
+        self._quiet_until = record.created + self.EVERY_S
+        if self._held_back:
+            record.msg, record.args = f"{record.getMessage()} ({self._held_back} more were held back)", ()
+            self._held_back = 0
+        record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
+        return True
 
 
 class _FromWorker(logging.Filter):

@@ -93,6 +93,7 @@ async def _run(settings: Settings) -> int:
     application = Application(settings)
     processor = application.processor
     asked = asyncio.Event()
+    asked_at: list[float] = []
 
     def on_signal(number: signal.Signals) -> None:
         if asked.is_set():
@@ -100,6 +101,7 @@ async def _run(settings: Settings) -> int:
             sys.stderr.flush()
             os._exit(128 + number)
         log.info("%s: draining; once more to exit at once", number.name)
+        asked_at.append(processor.clock())
         asked.set()
 
     loop = asyncio.get_running_loop()
@@ -118,6 +120,8 @@ async def _run(settings: Settings) -> int:
     finally:
         stopping.cancel()
         await application.stop()
+    if asked_at:
+        log.info("stopped in %.2f s", processor.clock() - asked_at[0])
     if processor.failure is not None:
         raise processor.failure
     return 0

@@ -52,7 +52,8 @@ def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit
         ("streamproc-stage", failure.stage.encode()),
         ("streamproc-error-type", failure.kind.encode()),
         ("streamproc-error-message", failure.message.encode()),
-        ("streamproc-attempts", b"%d" % report.attempts),
+        # A record that never reached the backend was looked at once, however often its batch was executed.
+        ("streamproc-attempts", b"%d" % (1 if failure.stage in ("decode", "schema") else report.attempts)),
         ("streamproc-worker", b"%d" % report.worker if report.worker >= 0 else b""),
     ]
     key, headers = record.key, [*record.headers, *ours]

@@ -88,6 +88,8 @@ class Inspector:
         if processor.stopping and processor.failure is None:
             reasons.append("the processor is stopping")
         for name, task in processor.tasks.items():
+            if task.state == "running" and not task.consumer.connected():
+                reasons.append(f"task {name}: no connection to Kafka at {processor.settings.kafka.bootstrap_servers}")
             if not task.assigned.is_set():
                 reasons.append(f"task {name}: no partitions are assigned yet in group {task.group}")
         ready = {worker.index for worker in processor.pool.workers() if worker.open}

@@ -142,7 +142,6 @@ class Processor:
         if self._stopped:
             return
         self._stopped = True
-        begun = self.clock()
         if self._failure is None:
             await self._drain()
         self._draining = True
@@ -152,7 +151,6 @@ class Processor:
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
-        log.info("stopped in %.2f s", self.clock() - begun)
         if not self._ended.done():
             self._ended.set_result(None)
 
@@ -276,6 +274,8 @@ class Processor:
     async def _tick_on(self) -> None:
         for tick in itertools.count():
             self._inspector.observe(self.clock())
+            for task in self.tasks.values():
+                task.watch_connection()
             if tick % ENDS_EVERY_TICKS == 0:
                 for task in self.tasks.values():
                     if task.source.paused:

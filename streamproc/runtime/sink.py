@@ -56,7 +56,7 @@ class SinkEvents:
 
     on_settled: Callable[[Span], None]
     on_written: Callable[[str, int], None]
-    on_dead: Callable[[Failure], None]
+    on_dead: Callable[[Failure, Record], None]
     on_refused: Callable[[str], None]
     on_error: Callable[[StreamprocError], None]
 
@@ -200,7 +200,7 @@ class Sink:
         return [result_row(record, value, report) for record, value in zip(records, values, strict=True)]
 
     def _dead_letter(self, record: Record, failure: Failure, report: BatchReport) -> Row:
-        self._events.on_dead(failure)
+        self._events.on_dead(failure, record)
         return dead_letter_row(record, failure, report, self._dead.max_message_bytes)
 
     # -- rows to lanes

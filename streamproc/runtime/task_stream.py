@@ -18,7 +18,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -55,6 +57,11 @@ from streamproc.settings import Settings
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
 """What a topic takes where the broker does not say: Kafka's own default, less its overhead."""
 
+LONG_JOIN_S = 5.0
+LAST_FLUSH_S = 2.0
+LETTERS_EVERY_S = 10.0
+MAX_REASONS = 5
+
 log = logging.getLogger(__name__)
 
 
@@ -67,6 +74,42 @@ class Counts:
     dead: int = 0
     dropped: int = 0
     retried: int = 0
+
+
+class LetterLog:
+    """Says in the log that records became dead letters: how many, why, and where the last one was; not too often."""
+
+    def __init__(self, task: str, topic: str) -> None:
+        self._task = task
+        self._topic = topic
+        self._reasons: Counter[str] = Counter()
+        self._last: tuple[Failure, Record] | None = None
+        self._quiet_until = -math.inf
+
+    def add(self, failure: Failure, record: Record) -> None:
+        """Another one."""
+        self._reasons[f"{failure.stage} {failure.kind}"] += 1
+        self._last = (failure, record)
+
+    def log(self, now: float) -> None:
+        """Say what came since the last time, unless that is only just past."""
+        if self._last is None or now < self._quiet_until:
+            return
+        self._quiet_until = now + LETTERS_EVERY_S
+        failure, record = self._last
+        log.warning(
+            "task %s: %s became dead letters in topic %s (%s); the last: topic %s, partition %d, offset %d: %s",
+            *(self._task, count_of(self._reasons.total(), "record"), self._topic),
+            ", ".join(f"{reason} {count}" for reason, count in self._reasons.most_common(MAX_REASONS)),
+            *(record.topic, record.partition, record.offset, failure.message),
+        )
+        self._reasons.clear()
+        self._last = None
+
+
+def count_of(count: int, noun: str) -> str:
+    """A number with its noun: ``1 record``, ``2 records``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class TaskStream:
@@ -127,9 +170,13 @@ class TaskStream:
         self.assigned = asyncio.Event()
         self.state = "starting"
         self.counts = Counts()
+        self._letters = LetterLog(name, self.topics.dead)
         self.progress = 0
         """Batches that were executed, well or not, and commits: what moves while there is work and nothing is stuck."""
         self.commits = 0
+        self._lost_at: float | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        """Ends when it is time to say that joining takes long."""
         self.ends: dict[TopicPartition, int] = {}
         """Log ends asked for while reading pauses, when no fetch brings them."""
         self.last: Reply | None = None
@@ -167,6 +214,8 @@ class TaskStream:
     async def join(self) -> None:
         """Join the group and begin to read. Raises BrokerError."""
         self.state = "running"
+        log.info("task %s: joining group %s", self.name, self.group)
+        self._patience = asyncio.get_running_loop().call_later(LONG_JOIN_S, self._waits)
         await self.consumer.start(list(self.topics.inputs), self._on_revoked, self._on_assigned)
         loop = asyncio.get_running_loop()
         self._background = [
@@ -186,10 +235,16 @@ class TaskStream:
     async def stop(self) -> None:
         """Commit what is settled, leave the group and close the connections."""
         self.state = "stopped"
+        self._letters.log(math.inf)
+        self._stop_waiting()
         for handle, _ in self._retries.values():
             handle.cancel()
         self._retries.clear()
         if self._sink is not None:
+            # After a failure elsewhere, what is on its way had better be acknowledged than come twice.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_FLUSH_S):
+                    await self._sink.flush()
             await self._sink.abort()
         try:
             await self._commit()
@@ -277,8 +332,8 @@ class TaskStream:
         self.progress += 1
         self._metrics.batches_failed.inc()
         log.warning(
-            "task %s: batch %d of %d records failed in %s, execution %d: %s: %s",
-            *(self.name, batch.id, batch.size, failure.stage, batch.attempt, failure.kind, failure.message),
+            "task %s: batch %d (%s) failed, execution %d: %s",
+            *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.message),
         )
         decision = self._isolation.decide(batch, failure)
         if isinstance(decision, Retry):
@@ -392,7 +447,8 @@ class TaskStream:
             self._metrics.records_out.inc(count)
             self.counts.results += count
 
-    def _on_dead(self, failure: Failure) -> None:
+    def _on_dead(self, failure: Failure, record: Record) -> None:
+        self._letters.add(failure, record)
         self._metrics.dead(failure.stage, failure.kind).inc()
         self.counts.dead += 1
 
@@ -405,6 +461,7 @@ class TaskStream:
         while True:
             await asyncio.sleep(self._settings.commit_interval_ms / 1_000)
             self._open_sink.send_metrics()
+            self._letters.log(self._clock())
             try:
                 await self._commit()
             except BrokerError as error:
@@ -434,8 +491,40 @@ class TaskStream:
         self.ledger.open(sorted(partitions))
         self.source.assigned(partitions)
         self.assigned.set()
-        log.info("task %s: %d partitions assigned in group %s", self.name, len(partitions), self.group)
+        self._stop_waiting()
+        if partitions:
+            assigned = count_of(len(partitions), "partition")
+            log.info("task %s: %s assigned in group %s", self.name, assigned, self.group)
+        else:
+            log.warning(
+                "task %s: no partition is left for this replica in group %s; add partitions, or run fewer replicas",
+                *(self.name, self.group),
+            )
         self._on_work()
+
+    def watch_connection(self) -> None:
+        """Say when Kafka is gone, and when it is there again."""
+        if self.state != "running":
+            return
+        connected = self.consumer.connected()
+        if not connected and self._lost_at is None:
+            self._lost_at = self._clock()
+            log.warning("task %s: the connection to Kafka is lost; trying to get it back", self.name)
+        elif connected and self._lost_at is not None:
+            log.warning("task %s: Kafka is back after %.0f s", self.name, self._clock() - self._lost_at)
+            self._lost_at = None
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _waits(self) -> None:
+        log.info(
+            "task %s: group %s is not ready yet; members that left without notice are waited for until their session "
+            "ends, up to kafka.session_timeout_ms",
+            *(self.name, self.group),
+        )
 
     async def _on_revoked(self, partitions: set[TopicPartition]) -> None:
         self.source.revoked(partitions)

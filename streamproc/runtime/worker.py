@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,7 @@ from streamproc.settings import LoggingSettings
 
 READY_POLL_S = 0.25
 READY_CHECK_S = 5.0
+MAX_TRACEBACKS = 20
 _STEP = re.compile(r"^(preprocess|transform_inputs|execute|transform_outputs)\(\)")
 _PR_SET_PDEATHSIG = 1
 
@@ -88,8 +90,10 @@ class TaskRunner:
         schemas: dict[str, Any],
         envelope: str,
         max_value_bytes: int,
+        base_dir: str,
     ) -> None:
         self._backend: Any = backend
+        self._base_dir = base_dir
         self._max_value_bytes = max_value_bytes
         self._schemas = {topic: Schema(topic, schema) for topic, schema in schemas.items()}
         self._envelope = Envelope(name) if envelope == "full" else None
@@ -109,6 +113,9 @@ class TaskRunner:
         records = [record for record in decoded if type(record) is dict]
         decoded_at = time.perf_counter()
         outputs, metrics = self._run_backend(records) if records else ([], {"batch_size": 0})
+        if "total_execution_time" in metrics:
+            # packflow adds the steps up as they are; a sum of rounded numbers is none.
+            metrics["total_execution_time"] = round(metrics["total_execution_time"], 5)
         metrics["queue_time"] = round(queued_ms, 5)
         encoded_from = time.perf_counter()
         encoded_metrics = orjson.dumps(metrics, default=str)
@@ -131,8 +138,8 @@ class TaskRunner:
         try:
             outputs = self._backend(records)
             metrics: dict[str, Any] = self._backend.get_metrics().model_dump()
-        except Exception as error:
-            raise BatchFailedError(_describe(error)) from error
+        except (Exception, SystemExit) as error:
+            raise BatchFailedError(_describe(error, self._base_dir)) from error
         if len(outputs) != len(records):
             message = f"the backend answered {len(outputs)} outputs for {len(records)} records; return one per record"
             raise BatchFailedError(Failure("output", "WrongOutputCount", message, retriable=False))
@@ -185,11 +192,24 @@ def _encode_output(output: Any) -> bytes | Failure:
     return encoded
 
 
-def _describe(error: Exception) -> Failure:
-    """The step, the type and the sentence of an exception from the backend."""
-    cause = error.__cause__ or error
+def _describe(error: BaseException, base_dir: str) -> Failure:
+    """The step, the type and the sentence of an exception from the backend, with the line of the user's that raised."""
+    cause = error.__cause__
     step = _STEP.match(str(error))
-    return Failure(step.group(1) if step else "execute", type(cause).__name__, shorten(str(error) or repr(error)))
+    name = step.group(1) if step else "execute"
+    if cause is None:
+        return Failure(name, type(error).__name__, shorten(str(error) or repr(error)))
+    text = f"{name}() raised {type(cause).__name__}: {cause}{_place(cause, base_dir)}"
+    return Failure(name, type(cause).__name__, shorten(text))
+
+
+def _place(error: BaseException, base_dir: str) -> str:
+    """Where the innermost frame in the user's own code is, or the innermost of all where none is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename.startswith(base_dir + os.sep)] or frames
+    if not own:
+        return ""
+    return f" at {os.path.relpath(own[-1].filename, base_dir)}:{own[-1].lineno}"
 
 
 class Worker:
@@ -203,6 +223,7 @@ class Worker:
         self._runners: dict[str, TaskRunner] = {}
         self._threshold = 0
         self._replies = 0
+        self._logged: set[tuple[str, str, str]] = set()
         self._ready = False
         self._ready_checked = 0.0
 
@@ -236,7 +257,7 @@ class Worker:
         for name, task in head["tasks"].items():
             runner = resolve_task(self._backend, name)
             warmup = task.pop("warmup")
-            self._runners[name] = TaskRunner(name, runner, **task)
+            self._runners[name] = TaskRunner(name, runner, **task, base_dir=backend["base_dir"])
             if warmup:
                 _warm_up(name, runner, warmup)
 
@@ -271,15 +292,23 @@ class Worker:
             body = decode_batch(frame.body, count)
             payload = memoryview(frame.body)[24 * count :]
             reply = self._runners[head["task"]].run(head["spans"], body, payload, (started - head["opened_at"]) * 1_000)
-        except Exception as error:
-            failure = error.failure if isinstance(error, BatchFailedError) else _describe(error)
-            log.debug("batch %d failed", head["id"], exc_info=error)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not cost the worker
+            failure = error.failure if isinstance(error, BatchFailedError) else _describe(error, "")
+            self._log_once(head["task"], failure, error)
             fields = {"stage": failure.stage, "kind": failure.kind, "message": failure.message}
             write_frame(self._connection, Kind.FAILED, {"id": head["id"], **fields, "retriable": failure.retriable})
         else:
             self._reply(head["id"], started, reply)
         if self._has_ready and time.monotonic() - self._ready_checked > READY_CHECK_S:
             self._report_readiness({})
+
+    def _log_once(self, task: str, failure: Failure, error: BaseException) -> None:
+        """The traceback of each kind of failure, the first time; the parent logs every failure in a line."""
+        seen = (task, failure.stage, failure.message)
+        level = logging.DEBUG if seen in self._logged or len(self._logged) >= MAX_TRACEBACKS else logging.WARNING
+        self._logged.add(seen)
+        cause = error.__cause__ or error
+        log.log(level, "task %s: the first of these: %s", task, failure.message, exc_info=cause.__cause__ or cause)
 
     def _reply(self, batch_id: int, started: float, reply: Reply) -> None:
         head: dict[str, Any] = {

@@ -173,3 +173,21 @@ def test_a_worker_says_which_it_is() -> None:
     configure_logging(LoggingSettings(format="json"), stream, worker=3)
     logging.getLogger("streamproc.worker").info("loading the model")
     assert orjson.loads(stream.getvalue())["worker"] == 3
+
+
+def test_the_kafka_clients_repetitions_are_folded() -> None:
+    stream = io.StringIO()
+    configure_logging(LoggingSettings(format="json"), stream)
+    client = logging.getLogger("aiokafka.conn")
+    for created in (100.0, 101.0, 102.0, 111.0):
+        record = client.makeRecord(
+            client.name, logging.ERROR, __file__, 1, "Unable to connect to %s", ("node 1",), None
+        )
+        record.created = created
+        client.handle(record)
+    client.handle(client.makeRecord(client.name, logging.WARNING, __file__, 1, "group is rebalancing", (), None))
+    lines = [orjson.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["level"], line["message"]) for line in lines] == [
+        ("warning", "Unable to connect to node 1"),
+        ("warning", "Unable to connect to node 1 (2 more were held back)"),
+    ]
