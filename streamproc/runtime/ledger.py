@@ -74,6 +74,10 @@ class Ledger:
                 self.in_flight_records -= state.in_flight_records
                 self.in_flight_bytes -= state.in_flight_bytes
 
+    def assigned(self) -> list[TopicPartition]:
+        """The partitions with a live lease."""
+        return list(self._partitions)
+
     def lease(self, partition: TopicPartition) -> Lease | None:
         """The live lease of a partition, if it is assigned."""
         state = self._partitions.get(partition)

@@ -228,7 +228,7 @@ class TaskStream:
         self.state = "draining"
         self.source.stop()
         self._give_back(self.batcher.discard())
-        await self._until_settled(list(self._partitions()))
+        await self._until_settled(self.ledger.assigned())
         if self._sink is not None:
             await self._sink.flush()
 
@@ -291,7 +291,7 @@ class TaskStream:
     @property
     def backlog(self) -> bool:
         """Whether Kafka is known to hold more records than were read."""
-        for partition in self._partitions():
+        for partition in self.ledger.assigned():
             position, end = self.consumer.position(partition), self.consumer.highwater(partition)
             if position is not None and end is not None and position < end:
                 return True
@@ -571,10 +571,7 @@ class TaskStream:
 
     async def ask_for_ends(self) -> None:
         """Bring ``ends`` up to date."""
-        self.ends = dict(await self.consumer.end_offsets(self._partitions()))
-
-    def _partitions(self) -> list[TopicPartition]:
-        return [books.partition for books in self.ledger.partitions()]
+        self.ends = dict(await self.consumer.end_offsets(self.ledger.assigned()))
 
     def in_flight(self) -> int:
         """Records that are read and not settled."""
