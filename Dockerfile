@@ -4,6 +4,8 @@
 #   docker build -t streamproc .                                   with the demo's model and the embedded broker
 #   docker build -t streamproc --build-arg EXTRAS= .               without
 #   docker build -t streamproc --build-arg BASE_IMAGE=… .          on another Python (3.11 to 3.13; Debian or its kin)
+#
+# Your own model: `FROM streamproc` and COPY, or a volume; docs/operations.md has both.
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 

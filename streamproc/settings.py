@@ -279,7 +279,7 @@ class HttpSettings(Section):
     port: int = Field(default=8080, ge=0, le=65_535)
     """Port to listen at; 0 takes a free one and says which."""
     stalled_after_s: float = Field(default=300.0, gt=0)
-    """Not alive when there is lag and no committed offset has moved for this long; at least the batch timeout."""
+    """Not alive when records wait and none was executed, or offsets wait and none was committed, for this long."""
 
 
 class LoggingSettings(Section):

@@ -22,7 +22,7 @@ import orjson
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from streamproc.cli.terminal import say, stderr, stdout, table
+from streamproc.cli.terminal import say, show, stderr, stdout, table
 from streamproc.errors import StreamprocError
 
 if TYPE_CHECKING:
@@ -44,11 +44,14 @@ What next?
 def demo(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one line of JSON.")] = False,
-    workers: Annotated[int, typer.Option(help="Worker processes.", min=1, max=64)] = 1,
-    batch_size: Annotated[int, typer.Option(help="Most records in a batch.", min=1, max=10_000)] = 64,
-    port: Annotated[int, typer.Option(help="Port of the HTTP sidecar; 0 takes a free one.", min=0, max=65_535)] = 0,
+    workers: Annotated[int, typer.Option(metavar="N", help="Worker processes.", min=1, max=64)] = 1,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Most records in a batch.", min=1, max=10_000)] = 64,
+    port: Annotated[
+        int, typer.Option(metavar="N", help="Port of the HTTP sidecar; 0 takes a free one.", min=0, max=65_535)
+    ] = 0,
     records: Annotated[
-        int, typer.Option(help="Records to stream; after 1,797 the images come again.", min=1, max=1_000_000)
+        int,
+        typer.Option(metavar="N", help="Records to stream; after 1,797 the images come again.", min=1, max=1_000_000),
     ] = IMAGES,
 ) -> None:
     """Try it: an embedded broker, a model that reads handwritten digits, live results.
@@ -116,7 +119,7 @@ class _Live(AbstractContextManager["_Live"]):
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),  # so that the rest fits into 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             console=stderr,
@@ -148,6 +151,7 @@ class _Lines(AbstractContextManager["_Lines"]):
 
     def __init__(self, records: int) -> None:
         self._records = records
+        self._shown = 0
         self._begun = self._last = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
@@ -159,16 +163,18 @@ class _Lines(AbstractContextManager["_Lines"]):
         self._begun = self._last = time.monotonic()
 
     def advance(self, results: int, batch_size: int | None) -> None:
-        """A line, once a second."""
-        if time.monotonic() - self._last >= PLAIN_LINE_S or results == self._records:
-            self._last = time.monotonic()
+        """A line, once a second, and one when all results are there."""
+        due = time.monotonic() - self._last >= PLAIN_LINE_S or results == self._records
+        if due and results != self._shown:
+            self._shown, self._last = results, time.monotonic()
             say(f"{results:,} of {self._records:,} results, {_rate(results, self._begun, batch_size)}")
 
 
 def _rate(results: int, begun: float | None, batch_size: int | None) -> str:
+    """How it goes, by this process's clock; the figures at the end go by the records' timestamps, and say so."""
     elapsed = max(time.monotonic() - (begun or 0.0), 1e-3)
-    batches = f", batches of {batch_size}" if batch_size else ""
-    return f"{results / elapsed:,.0f} records/s{batches}"
+    latest = f", latest batch {batch_size}" if batch_size else ""
+    return f"{results / elapsed:,.0f}/s since ready{latest}"
 
 
 def _show(figures: dict[str, Any]) -> None:
@@ -176,6 +182,7 @@ def _show(figures: dict[str, Any]) -> None:
     accuracy = figures["accuracy"]
     judged = "no labels" if accuracy is None else f"{accuracy:.1%}, each image by a model that has not seen it"
     sizes, queue = figures["batch_sizes"], figures["queue_time_ms"]
+    median = _number(sizes["median"])
     rows = [
         ("records", f"{figures['records']:,}"),
         ("results", f"{figures['results']:,}, exactly one for each of {figures['with_one_result']:,} records"),
@@ -186,15 +193,15 @@ def _show(figures: dict[str, Any]) -> None:
         ),
         (
             "batches",
-            f"{figures['metrics_batches']:,}, of {_number(sizes['median'])} records (median) to {sizes['max']}",
+            f"{figures['metrics_batches']:,}, the median of {median} records, the largest of {sizes['max']}",
         ),
     ]
     steps = [(step, _number(it["median"]), _number(it["p99"])) for step, it in figures["step_times_ms"].items()]
     steps.append(("in the queue", _number(queue["median"]), _number(queue["p99"])))
     stdout.print()
-    stdout.print(table(["streamproc demo", ""], rows))
+    show(table(["streamproc demo", ""], rows))
     stdout.print()
-    stdout.print(table(["per batch, ms", "median", "p99"], steps, right=["median", "p99"]))
+    show(table(["per batch, ms", "median", "p99"], steps, right=["median", "p99"]))
 
 
 def _number(value: float | None) -> str:

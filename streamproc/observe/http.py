@@ -23,7 +23,7 @@ QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 
 _JSON = "application/json"
 _OK = {"ok": True, "reasons": []}
-_NOT_LIVE = {"ok": False, "reasons": ["task text: 120 records wait and no offset was committed for 301 s"]}
+_NOT_LIVE = {"ok": False, "reasons": ["task text: records wait, and no batch was executed for 364 s"]}
 _NOT_READY = {"ok": False, "reasons": ["worker 0 is starting"]}
 
 logger = logging.getLogger("streamproc.http")
@@ -53,8 +53,8 @@ def _health_routes(view: ProcessorView, stalled_after_s: float) -> APIRouter:
     @router.get(
         "/livez",
         summary="Whether the processor makes progress",
-        description="503 when records wait and no committed offset has moved for "
-        f"{stalled_after_s:g} s or the batch timeout, whichever is longer. Restart it then.",
+        description="503 when records wait and no batch was executed, or offsets wait and none was committed, for "
+        f"{stalled_after_s:g} s or a little longer than a batch may take, whichever is longer. Restart it then.",
         response_model=Health,
         responses={200: _example(_OK), 503: {"model": Health, "description": "Not alive", **_example(_NOT_LIVE)}},
     )

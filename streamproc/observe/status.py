@@ -1,4 +1,4 @@
-"""What ``GET /status`` answers: models of a processor's state, for people, scripts and ``streamproc top``.
+"""What ``GET /status`` answers: models of a processor's state, for people and for scripts.
 
 Times are milliseconds or seconds as the names say; ``None`` means not known yet. A trip through JSON keeps everything.
 """
