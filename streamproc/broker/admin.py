@@ -188,7 +188,7 @@ class KafkaAdmin:
         found = await self.topics()
         absent = sorted({name for name in names if name not in found})
         if absent:
-            raise missing(absent, self._settings)
+            raise missing(absent, self._settings, found)
 
     async def _seen(self, condition: Callable[[Mapping[str, TopicInfo]], bool]) -> None:
         """Wait until a change has got round to the brokers that answer clients."""

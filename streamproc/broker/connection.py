@@ -152,7 +152,7 @@ async def check_topics(connection: Any, topics: Iterable[str], settings: KafkaSe
     found = await read_topics(connection.send(all_topics()), settings)
     absent = [topic for topic in wanted if topic not in found]
     if absent:
-        raise missing(absent, settings)
+        raise missing(absent, settings, found)
 
 
 async def check_group(connection: Any, group_id: str, settings: KafkaSettings) -> None:
@@ -359,8 +359,10 @@ async def _diagnosis(hosts: list[tuple[str, int]], last: BaseException | None, s
                 bootstrap_servers=where,
             )
     reason = brief(last) if last is not None and str(last) else "no answer"
+    here = all(host in ("localhost", "127.0.0.1", "::1") for host, _ in hosts)
+    embedded = " (`streamproc broker` starts an embedded one)" if here else ""
     return BrokerUnreachableError(
-        f"no Kafka broker answers at {where} within {settings.connect_timeout_s:g} s ({reason}); start it, correct "
-        f"kafka.bootstrap_servers, or allow more time with kafka.connect_timeout_s",
+        f"no Kafka broker answers at {where} within {settings.connect_timeout_s:g} s ({reason}); start it{embedded}, "
+        f"correct kafka.bootstrap_servers, or allow more time with kafka.connect_timeout_s",
         bootstrap_servers=where,
     )

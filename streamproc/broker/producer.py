@@ -80,7 +80,7 @@ class KafkaProducer:
         async with first_connection(settings, self._client_id) as connection:
             idempotent = await can_be_idempotent(connection, settings)
         if not idempotent:
-            log.warning(
+            log.info(
                 "the broker at %s supports no idempotent producers: results may arrive twice after a lost connection",
                 settings.bootstrap_servers,
             )
@@ -195,8 +195,8 @@ class KafkaProducer:
         count = await self._look_up(topic)
         if not 0 <= partition < count:
             raise BrokerError(
-                f"topic {topic} has {count} partitions and none with number {partition}; add partitions with "
-                f"`streamproc topics apply`",
+                f"topic {topic} has {count} partition{'' if count == 1 else 's'} and none with number {partition}; add "
+                f"partitions with `streamproc topics apply`",
                 bootstrap_servers=self._settings.bootstrap_servers,
             )
 
@@ -208,7 +208,7 @@ class KafkaProducer:
             while True:
                 topics = await read_topics(client.send(client.get_random_node(), all_topics()), self._settings)
                 if topic not in topics:
-                    raise missing([topic], self._settings)
+                    raise missing([topic], self._settings, topics)
                 count = topics[topic].partitions
                 # From here on aiokafka watches the topic by itself.
                 client.add_topic(topic)

@@ -140,9 +140,9 @@ def implied_topics(
     found: dict[str, DeclaredTopic] = {}
 
     def partitions(topic: str) -> int:
-        if existing and topic in existing:
-            return existing[topic].partitions
-        return declared[topic].partitions if topic in declared else 1
+        # An input that is declared to grow grows in the same round as what hangs on it.
+        there = existing[topic].partitions if existing and topic in existing else 1
+        return max(there, declared[topic].partitions) if topic in declared else there
 
     def need(topic: str, count: int, use: str, **configs: str) -> None:
         if topic in declared:

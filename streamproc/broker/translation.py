@@ -6,8 +6,9 @@ aiokafka often wraps the telling error in a general one; the chain of causes is 
 
 from __future__ import annotations
 
+import difflib
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from aiokafka import errors as kafka
 
@@ -55,6 +56,9 @@ _SILENT = (
     TimeoutError,
     OSError,
 )
+
+_LIKE = 0.8
+"""Above the likeness of a topic and its `.dead` or `.results`, which are missing because nobody has created them."""
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -158,13 +162,17 @@ def rejected(doing: str, settings: KafkaSettings) -> CommitRejectedError:
     )
 
 
-def missing(topics: list[str], settings: KafkaSettings) -> TopicMissingError:
-    """The error for topics that do not exist."""
+def missing(topics: list[str], settings: KafkaSettings, known: Iterable[str] = ()) -> TopicMissingError:
+    """The error for topics that do not exist; those of the ``known`` ones are named that may have been meant."""
     named = ", ".join(topics) or "a topic of the settings"
-    verb = "do not exist" if len(topics) > 1 else "does not exist"
+    several = len(topics) > 1
+    there = list(known)
+    near = dict.fromkeys(it for topic in topics for it in difflib.get_close_matches(topic, there, n=2, cutoff=_LIKE))
+    meant = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
     return TopicMissingError(
-        f"{'topics' if len(topics) > 1 else 'topic'} {named} {verb} at {settings.bootstrap_servers}; create "
-        f"{'them' if len(topics) > 1 else 'it'} with `streamproc topics apply`, or correct the name in the settings",
+        f"{'topics' if several else 'topic'} {named} {'do' if several else 'does'} not exist at "
+        f"{settings.bootstrap_servers}; {meant}create {'them' if several else 'it'} with `streamproc topics apply`, "
+        f"which needs a file in topics/ for a topic that no task uses{'' if near else ', or correct the name'}",
         topics=topics,
         bootstrap_servers=settings.bootstrap_servers,
     )

@@ -3,25 +3,43 @@
 Apart, so that the backend gets its environment before any import, as in a worker; so that what it prints does not mix
 with the command's output; and so that a crash in native code is a sentence and not the end of the command.
 
-The request comes as JSON on standard input, the answers go as JSON lines to what was standard output at the start.
+Outputs are judged as the worker judges them, so that what passes here is what ``streamproc run`` delivers.
+
+The request comes as JSON on standard input, the answers go as JSON lines to what was standard output at the start: one
+when the backend is loaded, one for each batch, one for each task, so that the parent can time each of them.
 """
 
 from __future__ import annotations
 
+import ctypes
+import linecache
 import os
 import signal
 import sys
+import sysconfig
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import orjson
 import yaml
 from pydantic import ValidationError
 
+from streamproc.errors import BackendError, InferenceBackendValidationError, StreamprocError
+
+ONE_DICT_PER_RECORD = 'return one dict per record, for example [{"score": s} for s in scores.tolist()]'
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SOURCE_CHARS = 120
+_PR_SET_PDEATHSIG = 1
+
 
 def main() -> None:
     """The child's entry."""
+    _die_with_parent()
     # Ctrl-C reaches the whole terminal group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # From here on whatever is printed, by native code too, goes to standard error.
@@ -38,17 +56,23 @@ def main() -> None:
         backend = _load(request["backend"])
         answer(event="loaded", seconds=time.perf_counter() - begun)
         for task, samples in request["tasks"].items():
-            answer(event="task", task=task, **_run(backend, task, samples["records"], samples["batch_size"]))
+            answer(event="task", task=task, **_run(backend, task, samples, lambda: answer(event="batch")))
     except ValidationError as error:
         # Of the backend's own configuration model. Its messages repeat no input.
         first = error.errors(include_url=False, include_input=False)[0]
         answer(event="settings", loc=list(first["loc"]), message=first["msg"])
-    except Exception as error:  # noqa: BLE001 - whatever the user's code raises is told to the parent
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises is told to the parent
         if request["debug"]:
             traceback.print_exception(error)
-        answer(event="failed", task=task, kind=type(error).__name__, message=str(error))
+        answer(event="failed", task=task, message=_described(error) + _place(error, request["backend"]))
     else:
         answer(event="done")
+
+
+def _die_with_parent() -> None:
+    """A backend that hangs must not be left behind, whatever ended the command."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _load(backend: dict[str, Any]) -> Any:
@@ -57,25 +81,131 @@ def _load(backend: dict[str, Any]) -> Any:
     return load_backend(**{**backend, "config": yaml.safe_load(backend["config"])})
 
 
-def _run(backend: Any, task: str, records: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+def _run(backend: Any, task: str, samples: dict[str, Any], on_batch: Callable[[], None]) -> dict[str, Any]:
     """Run the samples in batches of the task's size; what came out."""
-    from streamproc.backend.record_error import RecordError  # noqa: PLC0415 - as above
     from streamproc.backend.tasks import resolve_task  # noqa: PLC0415 - as above
 
     runner: Any = resolve_task(backend, task)
-    # packflow 0.3 knows the older name only.
-    check_io = getattr(runner, "check_io", None) or runner.validate
+    records, batch_size = samples["records"], samples["batch_size"]
     keys: dict[str, None] = {}
     failed, milliseconds = 0, 0.0
     for first in range(0, len(records), batch_size):
-        outputs = check_io(records[first : first + batch_size])
+        batch = records[first : first + batch_size]
+        outputs = _checked(runner(batch), first, len(batch))
         milliseconds += runner.get_metrics().total_execution_time
         for output in outputs:
-            if isinstance(output, RecordError):
+            if output is None:
                 failed += 1
             else:
-                keys |= dict.fromkeys(output)
-    return {"records": len(records), "failed": failed, "milliseconds": milliseconds, "keys": list(keys)}
+                keys |= dict.fromkeys(map(str, output))
+        on_batch()
+    declared = getattr(getattr(runner, "config", None), "output_keys", None) or ()
+    absent = sorted(set(declared) - set(keys)) if failed < len(records) else []
+    return {
+        "records": len(records),
+        "failed": failed,
+        "milliseconds": milliseconds,
+        "keys": list(keys),
+        "absent": absent,
+    }
+
+
+def _checked(outputs: Any, first: int, expected: int) -> list[dict[Any, Any] | None]:
+    """The outputs of the samples from number ``first`` on, None for one that the backend failed by itself.
+
+    Raises:
+        InferenceBackendValidationError: the worker would not deliver them.
+    """
+    if not isinstance(outputs, list | tuple):
+        raise InferenceBackendValidationError(
+            f"the outputs must be a list, not {type(outputs).__name__}; {ONE_DICT_PER_RECORD}"
+        )
+    if len(outputs) != expected:
+        raise InferenceBackendValidationError(
+            f"a backend must return one output per input, but returned {len(outputs)} for {expected}"
+        )
+    return [_checked_output(output, index) for index, output in enumerate(outputs, first)]
+
+
+def _checked_output(output: Any, index: int) -> dict[Any, Any] | None:
+    from streamproc.backend.record_error import RecordError  # noqa: PLC0415 - as above
+    from streamproc.runtime.codec import encode  # noqa: PLC0415 - as above
+
+    if isinstance(output, RecordError):
+        return None
+    if not isinstance(output, dict):
+        raise InferenceBackendValidationError(
+            f"the output at index {index} is not a dict but {type(output).__name__}; {ONE_DICT_PER_RECORD}"
+        )
+    try:
+        encode(output)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InferenceBackendValidationError(
+            f"the output at index {index} cannot be written as JSON: {error}; see ensure_valid_output()"
+        ) from error
+    return output
+
+
+def _described(error: BaseException) -> str:
+    """What an exception says; its type first, unless the sentence is ours and names it."""
+    text = str(error) or type(error).__name__
+    if (
+        isinstance(error, BackendError)
+        and error.__cause__ is None
+        and text.startswith("the outputs must be a list, but")
+    ):
+        return f"{text}; {ONE_DICT_PER_RECORD}"
+    named = text.startswith(type(error).__name__)
+    return text if named or _is_ours(error) else f"{type(error).__name__}: {text}"
+
+
+def _is_ours(error: BaseException) -> bool:
+    return isinstance(error, StreamprocError) or type(error).__module__ == "packflow.exceptions"
+
+
+def _place(error: BaseException, backend: dict[str, Any]) -> str:
+    """Where in the user's code an exception comes from, with the line itself; nothing where it is not from there."""
+    while _is_ours(error) and error.__cause__ is not None:
+        error = error.__cause__
+    base_dir = Path(backend["base_dir"]).resolve()
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return _shown(Path(error.filename), error.lineno, base_dir)
+    frames = list(_foreign(error))
+    module = backend["path"].partition(":")[0].partition(".")[0]
+    own = [
+        (frame, line)
+        for frame, line in frames
+        if _is_below(_file(frame), base_dir) or str(frame.f_globals.get("__name__")).partition(".")[0] == module
+    ]
+    innermost = (own or frames)[-1:]
+    return "".join(_shown(_file(frame), line, base_dir) for frame, line in innermost)
+
+
+def _foreign(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """The frames of an exception that are neither ours nor packflow's nor Python's own, outermost first."""
+    stdlib = Path(sysconfig.get_path("stdlib")).resolve()
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file, module = _file(frame), str(frame.f_globals.get("__name__"))
+        of_python = frame.f_code.co_filename.startswith("<") or _is_below(file, stdlib)
+        if not (of_python or file.is_relative_to(_PACKAGE) or module.partition(".")[0] == "packflow"):
+            yield frame, line
+
+
+def _file(frame: FrameType) -> Path:
+    return Path(frame.f_code.co_filename).resolve()
+
+
+def _is_below(file: Path, directory: Path) -> bool:
+    """Whether a file is in a directory, but not among the packages that are installed there."""
+    return file.is_relative_to(directory) and "site-packages" not in file.relative_to(directory).parts
+
+
+def _shown(file: Path, line: int, base_dir: Path) -> str:
+    name = file.resolve().relative_to(base_dir) if _is_below(file.resolve(), base_dir) else file
+    source = linecache.getline(str(file), line).strip()
+    if len(source) > _SOURCE_CHARS:
+        source = source[: _SOURCE_CHARS - 1] + "…"
+    return f" at {name}:{line}" + (f": {source}" if source else "")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,12 @@ app = typer.Typer()
 
 @app.command(epilog="Example: streamproc broker --port 9092")
 def broker(
-    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65_535)] = 9092,
-    host: Annotated[str, typer.Option(help="Address to listen at. It has no authentication.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="N", help="Port to listen at; 0 takes a free one.", min=0, max=65_535)
+    ] = 9092,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Address to listen at. It has no authentication.")
+    ] = "127.0.0.1",
 ) -> None:
     """Run the embedded broker in the foreground, until Ctrl-C; its data is in memory and gone with it."""
     asyncio.run(_serve(port, host))

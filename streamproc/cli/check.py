@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
 import orjson
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from streamproc.cli.terminal import ConfigOption, JsonOption, print_json, stdout, table
+from streamproc.cli.terminal import ConfigOption, JsonOption, UsageError, count_of, print_json, show, stderr
 from streamproc.errors import BackendError, InferenceBackendLoadError, SettingsError, StreamprocError
 
 if TYPE_CHECKING:
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_SLACK_S = 10.0
+_CHECK_WIDTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,71 +57,109 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="JSON lines to run, in place of the declared topics' samples."),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="The task that --records are for, where there are several.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The task that --records are for, where there are several.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check settings, declared topics and their schemas, then load the backend and run sample records through it.
 
     Touches no Kafka. The backend runs in a process of its own, with the environment that its workers will have.
     """
-    findings: list[Finding] = []
+    report = _Report(quiet=as_json)
     failure: StreamprocError | None = None
     try:
-        findings.extend(_findings(config, records, task))
-    except _CheckFailedError as error:
-        findings.extend(error.so_far)
-        findings.append(Finding(error.check, "failed", str(error.cause)))
-        failure = error.cause
+        _check(report, config, records, task)
+    except StreamprocError as error:
+        failure = error
+        report.failed(error)
+    finally:
+        report.stop_waiting()
     if as_json:
-        print_json({"ok": failure is None, "checks": [asdict(finding) for finding in findings]})
-    elif failure is None or len(findings) > 1:
-        marks = {"ok": "ok", "failed": "FAILED", "skipped": "skipped"}
-        # The sentence itself is for standard error.
-        rows = [(it.check, marks[it.status], "see below" if it.status == "failed" else it.detail) for it in findings]
-        stdout.print(table(("check", "", ""), rows))
+        print_json({"ok": failure is None, "checks": [asdict(finding) for finding in report.findings]})
     if failure is not None:
         raise failure
 
 
-class _CheckFailedError(Exception):
-    """Carries what was found so far past the one that failed."""
+class _Report:
+    """What was found so far; each finding is shown when it is there, and on a terminal what is being waited for."""
 
-    def __init__(self, check: str, so_far: list[Finding], cause: StreamprocError) -> None:
-        self.check = check
-        self.so_far = so_far
-        self.cause = cause
-        super().__init__(check)
+    def __init__(self, *, quiet: bool) -> None:
+        self.findings: list[Finding] = []
+        self._quiet = quiet
+        self._doing = "settings"
+        self._spinner = contextlib.ExitStack()
+
+    def doing(self, check: str, waiting: str = "") -> None:
+        """What is checked from here on."""
+        self._doing = check
+        self.stop_waiting()
+        if waiting and stderr.is_terminal:
+            self._spinner.enter_context(stderr.status(escape(waiting)))
+
+    def stop_waiting(self) -> None:
+        """Take the spinner away, or it would stand in the middle of what is printed next."""
+        self._spinner.close()
+
+    def found(self, finding: Finding) -> None:
+        """One more."""
+        self.stop_waiting()
+        self.findings.append(finding)
+        if not self._quiet:
+            _show(finding.check, finding.status, finding.detail)
+
+    def failed(self, error: StreamprocError) -> None:
+        """The last one; its sentence is for standard error."""
+        self.stop_waiting()
+        # Where it is the first there is nothing to tell it from.
+        if self.findings and not self._quiet:
+            _show(self._doing, "FAILED", "see below")
+        self.findings.append(Finding(self._doing, "failed", str(error)))
 
 
-def _findings(config: Path | None, records: Path | None, task: str | None) -> list[Finding]:
+def _show(check: str, status: str, detail: str) -> None:
+    """One row; the columns are of fixed widths, since the rows to come are not known yet."""
+    row = Table.grid(padding=(0, 2, 0, 0))
+    row.add_column(min_width=_CHECK_WIDTH, overflow="fold")
+    row.add_column(min_width=len("skipped"), no_wrap=True)
+    row.add_column(overflow="fold")
+    row.add_row(escape(check), status, escape(detail))
+    show(row)
+    sys.stdout.flush()
+
+
+def _check(report: _Report, config: Path | None, records: Path | None, task: str | None) -> None:
     from streamproc.runtime.startup import declared_topics  # noqa: PLC0415 - --help needs none of it
     from streamproc.settings_loading import DEFAULT_PATH, load_with_places  # noqa: PLC0415 - as above
 
-    found: list[Finding] = []
-    doing = "settings"
-    try:
-        loaded = load_with_places(config, os.environ)
-        settings = loaded.settings
-        tasks = ", ".join(settings.tasks)
-        found.append(Finding(doing, "ok", f"{config or DEFAULT_PATH}: application {settings.name}, tasks {tasks}"))
-        doing = "topics"
-        declared = declared_topics(settings)
-        found.append(_topics_finding(settings, declared))
-        doing = "samples"
-        samples = _samples(settings, declared, records, task)
-        doing = "backend"
-        for answer in _run_backend(loaded, samples):
+    loaded = load_with_places(config, os.environ)
+    settings = loaded.settings
+    tasks = ", ".join(settings.tasks)
+    report.found(Finding("settings", "ok", f"{config or DEFAULT_PATH}: application {settings.name}, tasks {tasks}"))
+    report.doing("topics")
+    declared = declared_topics(settings)
+    report.found(_topics_finding(settings, declared))
+    report.doing("samples")
+    samples = _samples(settings, declared, records, task)
+    _check_backend(report, loaded, samples)
+
+
+def _check_backend(report: _Report, loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> None:
+    path = loaded.settings.backend.path
+    report.doing("backend", f"loading {path}")
+    with contextlib.closing(_answers(loaded, samples)) as answers:
+        # Those of the child come in the order of the samples.
+        remaining = iter(samples)
+        for answer in answers:
             if answer["event"] == "loaded":
-                found.append(Finding(doing, "ok", f"{settings.backend.path}, loaded in {answer['seconds']:.2f} s"))
-                doing = "backend on samples"
+                report.found(Finding("backend", "ok", f"{path}, loaded in {answer['seconds']:.2f} s"))
             elif answer["event"] == "task":
-                found.append(_task_finding(answer))
-            elif answer["event"] != "done":
-                doing = f"task {answer['task']}" if answer.get("task") else doing
+                report.found(_task_finding(answer))
+            elif answer["event"] in ("failed", "settings"):
                 _raise(answer, loaded)
-    except StreamprocError as error:
-        raise _CheckFailedError(doing, found, error) from error
-    return found
+            if answer["event"] in ("loaded", "task") and (name := next(remaining, None)) is not None:
+                waiting = f"running {count_of(len(samples[name]), 'sample record')} of task {name}"
+                report.doing(f"task {name}", waiting if samples[name] else "")
 
 
 def _topics_finding(settings: Settings, declared: dict[str, DeclaredTopic]) -> Finding:
@@ -132,8 +176,12 @@ def _task_finding(answer: dict[str, Any]) -> Finding:
     failed = f", {answer['failed']} of them failed by the backend itself" if answer["failed"] else ""
     per_record = answer["milliseconds"] / records
     keys = ", ".join(answer["keys"]) or "none"
+    absent = f"; declared in output_keys, and in no output: {', '.join(answer['absent'])}" if answer["absent"] else ""
     return Finding(
-        name, "ok", f"{records} sample records in, as many out{failed}; {per_record:.3f} ms a record; fields: {keys}"
+        name,
+        "ok",
+        f"{count_of(records, 'sample record')} in, as many out{failed}; {per_record:.3f} ms a record; "
+        f"fields: {keys}{absent}",
     )
 
 
@@ -144,13 +192,14 @@ def _samples(
 
     Raises:
         SampleError: the file holds what is no record, or what a schema of the task's input topics refuses.
+        UsageError: there is no such file or task.
     """
     if records is not None:
         if task is None and len(settings.tasks) > 1:
-            raise SampleError(f"--records needs --task: one of {', '.join(settings.tasks)}")
+            raise UsageError(f"--records needs --task: one of {', '.join(settings.tasks)}")
         name = task or next(iter(settings.tasks))
         if name not in settings.tasks:
-            raise SampleError(f"there is no task {name}; the tasks are {', '.join(settings.tasks)}")
+            raise UsageError(f"there is no task {name}; the tasks are {', '.join(settings.tasks)}")
         given = list(_read_records(records))
         for topic in settings.tasks[name].input.topics:
             if topic in declared:
@@ -163,7 +212,7 @@ def _samples(
                 sample for topic in it.input.topics if topic in declared for sample in declared[topic].samples
             ]
     if not samples:
-        raise SampleError(f"there is no task {task}; the tasks are {', '.join(settings.tasks)}")
+        raise UsageError(f"there is no task {task}; the tasks are {', '.join(settings.tasks)}")
     return samples
 
 
@@ -171,7 +220,7 @@ def _read_records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
-        raise SampleError(f"{file}: cannot be read ({error.strerror}); name a file of JSON lines") from error
+        raise UsageError(f"{file}: cannot be read ({error.strerror}); name a file of JSON lines") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -194,47 +243,94 @@ def _check_schema(topic: DeclaredTopic, records: list[tuple[str, dict[str, Any]]
             raise SampleError(f"{place}: {failure.message}; mend the record or the schema")
 
 
-def _run_backend(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The child's answers. Raises BackendError when it ends without its last one."""
+def _answers(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> Generator[dict[str, Any]]:
+    """The child's answers as they come; the last one says that it is done, or what failed.
+
+    Raises:
+        BackendError: loading, or a batch of samples, took longer than the pool allows, or the child crashed.
+    """
     from streamproc.runtime.pool import worker_environment  # noqa: PLC0415 - --help needs none of it
-    from streamproc.runtime.startup import backend_setup  # noqa: PLC0415 - as above
 
     settings = loaded.settings
-    backend, pool = settings.backend, settings.pool
-    request = {
-        "backend": backend_setup(settings),
-        "tasks": {
-            name: {"records": records, "batch_size": settings.tasks[name].batch.max_size}
-            for name, records in samples.items()
-        },
-        "debug": bool(os.environ.get("STREAMPROC_DEBUG")),
+    limit_s, event = settings.pool.initialize_timeout_s, ""
+    with _Child(_request(settings, samples), worker_environment(settings.pool, 0, os.environ)) as child:
+        while event not in ("done", "failed", "settings"):
+            try:
+                line = child.read_line(limit_s)
+            except TimeoutError:
+                raise BackendError(_too_slow(settings, loading=not event)) from None
+            if not line:
+                doing = "ran sample records" if event else "was loaded"
+                raise BackendError(f"the backend {settings.backend.path}: {child.how_it_ended()} while it {doing}")
+            answer = orjson.loads(line)
+            yield answer
+            limit_s, event = settings.pool.batch_timeout_s, answer["event"]
+
+
+def _request(settings: Settings, samples: dict[str, list[dict[str, Any]]]) -> bytes:
+    from streamproc.runtime.startup import backend_setup  # noqa: PLC0415 - --help needs none of it
+
+    tasks = {
+        name: {"records": records, "batch_size": settings.tasks[name].batch.max_size}
+        for name, records in samples.items()
     }
-    batches = sum(-(-len(records) // settings.tasks[name].batch.max_size) for name, records in samples.items())
-    limit_s = pool.initialize_timeout_s + batches * pool.batch_timeout_s + _SLACK_S
-    with subprocess.Popen(
-        [sys.executable, "-m", "streamproc.cli.backend_check"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=worker_environment(pool, 0, os.environ),
-    ) as child:
-        try:
-            output, _ = child.communicate(orjson.dumps(request), timeout=limit_s)
-        except subprocess.TimeoutExpired as error:
-            raise BackendError(
-                f"the backend {backend.path} took longer than {limit_s:g} s for its start and {batches} batches of "
-                f"samples (pool.initialize_timeout_s, pool.batch_timeout_s)"
-            ) from error
-        finally:
-            child.kill()
-    answers = [orjson.loads(line) for line in output.splitlines()]
-    if not answers or answers[-1]["event"] not in ("done", "failed", "settings"):
-        code = child.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        doing = "ran sample records" if answers else "was loaded"
-        answers.append(
-            {"event": "failed", "kind": "", "message": f"its process {how} while the backend {doing}", "task": None}
+    debug = bool(os.environ.get("STREAMPROC_DEBUG"))
+    return orjson.dumps({"backend": backend_setup(settings), "tasks": tasks, "debug": debug})
+
+
+def _too_slow(settings: Settings, *, loading: bool) -> str:
+    path, pool = settings.backend.path, settings.pool
+    if loading:
+        return (
+            f"the backend {path} was not loaded within {pool.initialize_timeout_s:g} s, which is "
+            f"pool.initialize_timeout_s; raise it, or see what initialize() waits for"
         )
-    return answers
+    return (
+        f"the backend {path} ran a batch of samples for more than {pool.batch_timeout_s:g} s, which is "
+        f"pool.batch_timeout_s; raise it, or lower the task's batch.max_size"
+    )
+
+
+class _Child:
+    """The process that runs the backend; it does not outlive the block."""
+
+    def __init__(self, request: bytes, environ: Mapping[str, str]) -> None:
+        # A file, and no pipe: the child may end before it has read all of it.
+        with tempfile.TemporaryFile() as file:
+            file.write(request)
+            file.seek(0)
+            command = [sys.executable, "-m", "streamproc.cli.backend_check"]
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                command, stdin=file, stdout=subprocess.PIPE, env=environ, bufsize=0
+            )
+        self._read = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.__exit__(None, None, None)
+
+    def read_line(self, limit_s: float) -> bytes:
+        """The next line, or nothing when there are no more. Raises TimeoutError."""
+        output = self._process.stdout
+        assert output is not None  # noqa: S101 - it was asked for
+        deadline = time.monotonic() + limit_s
+        while b"\n" not in self._read:
+            if not select.select([output], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            if not (data := os.read(output.fileno(), 65_536)):
+                return b""
+            self._read += data
+        line, _, self._read = self._read.partition(b"\n")
+        return line
+
+    def how_it_ended(self) -> str:
+        """The exit code, or the signal, in words."""
+        code = self._process.wait()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"its process {how}"
 
 
 def _raise(answer: dict[str, Any], loaded: Loaded) -> NoReturn:
@@ -250,6 +346,4 @@ def _raise(answer: dict[str, Any], loaded: Loaded) -> NoReturn:
         )
     if answer["task"]:
         raise BackendError(f"task {answer['task']}: {answer['message']}")
-    kind = answer["kind"]
-    message = answer["message"] if kind.startswith("InferenceBackend") or not kind else f"{kind}: {answer['message']}"
-    raise InferenceBackendLoadError(f"{loaded.place_of(('backend', 'path'))}: backend.path: {message}")
+    raise InferenceBackendLoadError(f"{loaded.place_of(('backend', 'path'))}: backend.path: {answer['message']}")

@@ -11,13 +11,14 @@ from typing import Any
 import orjson
 import typer
 
-from streamproc.cli.terminal import ConfigOption, JsonOption, print_json
+from streamproc.cli.terminal import ConfigOption, JsonOption, print_json, stdout
 
 app = typer.Typer(no_args_is_help=True)
 
 HIDDEN = "********"
 _SECRET = re.compile(r"pass(word|wd|phrase)?|secret|token|credential|api_?key|private_?key|access_?key", re.IGNORECASE)
 _COLUMN = 60
+_WIDE = 100
 
 
 @app.callback(epilog="Example: streamproc config show")
@@ -59,7 +60,7 @@ def show(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
         places = {".".join(map(str, loc)): loaded.place_of(loc) for loc, _ in _leaves(shown)}
         print_json({"settings": shown, "places": places})
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _yaml(shown, loaded.place_of))
+        sys.stdout.writelines(f"{line}\n" for line in _yaml(shown, loaded.place_of, stdout.width))
 
 
 def _without_secrets(value: Any, key: str = "") -> Any:
@@ -78,16 +79,18 @@ def _leaves(value: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def _yaml(
-    section: dict[str, Any], place_of: Callable[[tuple[str | int, ...]], str], loc: tuple[str, ...] = ()
+    section: dict[str, Any], place_of: Callable[[tuple[str | int, ...]], str], width: int, loc: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """The settings as YAML, each value's place in a comment beside it."""
+    """The settings as YAML, each value's place in a comment beside it, or above it where the line is too narrow."""
     indent = "  " * len(loc)
     for key, value in section.items():
         name = key if re.fullmatch(r"[A-Za-z_][\w.-]*", key) else orjson.dumps(key).decode()
         if isinstance(value, dict) and value:
             yield f"{indent}{name}:"
-            yield from _yaml(value, place_of, (*loc, key))
+            yield from _yaml(value, place_of, width, (*loc, key))
         else:
             # JSON is YAML too, and leaves no doubt about what is text.
             written = f"{indent}{name}: {orjson.dumps(value).decode()}"
-            yield f"{written:<{_COLUMN}} # {place_of((*loc, key))}"
+            place = f"# {place_of((*loc, key))}"
+            beside = f"{written:<{_COLUMN if width >= _WIDE else 0}} {place}"
+            yield from [beside] if len(beside) <= width else [f"{indent}{place}", written]

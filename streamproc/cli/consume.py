@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamproc.cli.kafka_options import BootstrapOption, kafka_settings, run_async
+from streamproc.cli.kafka_options import BootstrapOption, connected, kafka_settings, run_async
 from streamproc.cli.record_lines import write_full, write_value
-from streamproc.cli.terminal import ConfigOption
-from streamproc.errors import StreamprocError, TopicMissingError
+from streamproc.cli.terminal import ConfigOption, UsageError, no_such_partition
+from streamproc.errors import StreamprocError
 from streamproc.records import TopicPartition
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def consume(
     *,
     config: ConfigOption = None,
     bootstrap_servers: BootstrapOption = None,
-    count: Annotated[int | None, typer.Option("-n", min=0, help="End after so many records.")] = None,
+    count: Annotated[int | None, typer.Option("-n", metavar="N", min=0, help="End after so many records.")] = None,
     begin: Annotated[
         str,
         typer.Option(
@@ -60,7 +60,7 @@ def consume(
     full: Annotated[
         bool, typer.Option("--full", help="With topic, partition, offset, timestamp, key, headers.")
     ] = False,
-    partition: Annotated[int | None, typer.Option(min=0, help="Read this partition only.")] = None,
+    partition: Annotated[int | None, typer.Option(metavar="N", min=0, help="Read this partition only.")] = None,
     timeout: Annotated[
         float | None, typer.Option(metavar="S", min=0, help="End when no record has come for so many seconds.")
     ] = None,
@@ -112,7 +112,7 @@ async def _consume(
     from streamproc.broker.admin import KafkaAdmin  # noqa: PLC0415 - --help needs no Kafka client
     from streamproc.broker.reader import KafkaReader  # noqa: PLC0415 - as above
 
-    async with KafkaAdmin(settings) as admin:
+    async with connected(KafkaAdmin(settings), settings) as admin:
         partitions = await _partitions(admin, settings, topic, partition)
         ends = await admin.end_offsets(partitions)
         positions = await _positions(admin, partitions, ends, where)
@@ -123,15 +123,12 @@ async def _consume(
 async def _partitions(admin: Admin, settings: KafkaSettings, topic: str, partition: int | None) -> list[TopicPartition]:
     topics = await admin.topics()
     if topic not in topics:
-        raise TopicMissingError(
-            f"topic {topic} does not exist at {settings.bootstrap_servers}; `streamproc topics plan` shows what is "
-            f"declared and what is there",
-            topics=[topic],
-            bootstrap_servers=settings.bootstrap_servers,
-        )
+        from streamproc.broker.translation import missing  # noqa: PLC0415 - --help needs no Kafka client
+
+        raise missing([topic], settings, topics)
     count = topics[topic].partitions
     if partition is not None and partition >= count:
-        raise StreamprocError(f"topic {topic} has partitions 0 to {count - 1}; choose --partition among them")
+        raise UsageError(no_such_partition(topic, count))
     return [TopicPartition(topic, number) for number in (range(count) if partition is None else [partition])]
 
 

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 
-from streamproc.cli.kafka_options import BootstrapOption, run_async
-from streamproc.cli.terminal import ConfigOption, JsonOption, print_json, stdout, table
+from streamproc.cli.kafka_options import BootstrapOption, connected, run_async, with_address
+from streamproc.cli.terminal import ConfigOption, JsonOption, print_json, print_table, stdout
 from streamproc.errors import TopicMissingError
 from streamproc.records import TopicPartition
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from streamproc.broker.interface import Admin
     from streamproc.broker.reader import KafkaReader
     from streamproc.settings import KafkaSettings, Settings
@@ -56,8 +54,7 @@ def lag(
     from streamproc.settings_loading import load_settings  # noqa: PLC0415 - --help needs no pydantic
 
     settings = load_settings(config, os.environ)
-    address = {"bootstrap_servers": bootstrap_servers} if bootstrap_servers else {}
-    kafka = settings.kafka.model_copy(update=address)
+    kafka = with_address(settings.kafka, bootstrap_servers)
     run_async(lambda: _show(settings, kafka, as_json=as_json, watch=watch))
 
 
@@ -65,7 +62,10 @@ async def _show(settings: Settings, kafka: KafkaSettings, *, as_json: bool, watc
     from streamproc.broker.admin import KafkaAdmin  # noqa: PLC0415 - --help needs no Kafka client
     from streamproc.broker.reader import KafkaReader  # noqa: PLC0415 - as above
 
-    async with KafkaAdmin(kafka) as admin, KafkaReader(kafka, client_id="streamproc-lag") as reader:
+    async with (
+        connected(KafkaAdmin(kafka), kafka) as admin,
+        KafkaReader(kafka, client_id="streamproc-lag") as reader,
+    ):
         while True:
             lags = await measure(settings, admin, reader, time.time())
             if as_json and watch:
@@ -76,7 +76,7 @@ async def _show(settings: Settings, kafka: KafkaSettings, *, as_json: bool, watc
             else:
                 if watch and stdout.is_terminal:
                     stdout.clear()
-                stdout.print(_table(lags))
+                _print(lags)
             if not watch:
                 return
             await asyncio.sleep(_INTERVAL_S)
@@ -131,7 +131,7 @@ async def _times(reader: KafkaReader, positions: Mapping[TopicPartition, int]) -
     return times
 
 
-def _table(lags: Sequence[PartitionLag]) -> Table:
+def _print(lags: Sequence[PartitionLag]) -> None:
     rows = [
         (
             it.task,
@@ -145,4 +145,4 @@ def _table(lags: Sequence[PartitionLag]) -> Table:
         for it in lags
     ]
     columns = ("task", "topic", "partition", "committed", "end", "lag (records)", "lag (s)")
-    return table(columns, rows, right=columns[2:])
+    print_table(columns, rows, right=columns[2:], whole=columns[:1:-1], spare=("end", "committed"))

@@ -22,9 +22,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamproc.cli.kafka_options import BootstrapOption, kafka_settings, run_async
+from streamproc.cli.kafka_options import BootstrapOption, kafka_settings, run_async, waiting_for
 from streamproc.cli.record_lines import Line, LineError, read_full, read_keyed, read_value
-from streamproc.cli.terminal import ConfigOption, Progress
+from streamproc.cli.terminal import (
+    ConfigOption,
+    JsonOption,
+    Progress,
+    UsageError,
+    count_of,
+    no_such_partition,
+    print_json,
+    say,
+)
 from streamproc.errors import StreamprocError
 
 if TYPE_CHECKING:
@@ -36,7 +45,7 @@ app = typer.Typer()
 _CHUNK_BYTES = 1 << 20
 _CHUNKS_AHEAD = 8
 _STICKY_RECORDS = 256
-"""Records without a key that go to one partition before the next: batches fill, and partitions stay even."""
+"""The most records without a key that go to one partition before the next: batches fill, and partitions stay even."""
 _RATE_STEP_S = 0.05
 _BOM = b"\xef\xbb\xbf"
 
@@ -58,13 +67,14 @@ def produce(
     key: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Take the key from this field (a.b: nested).")
     ] = None,
-    partition: Annotated[int | None, typer.Option(min=0, help="Write to this partition only.")] = None,
+    partition: Annotated[int | None, typer.Option(metavar="N", min=0, help="Write to this partition only.")] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Read lines as `consume --full` writes them: key, headers, timestamp, value.")
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Write every line as it is, JSON or not.")] = False,
     rate: Annotated[float | None, typer.Option(metavar="N", help="Write at most N records a second.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write JSON lines to a topic, one record a line, and wait until Kafka has them all.
 
@@ -83,7 +93,16 @@ def produce(
     with _opened(file) as descriptor:
         progress = Progress("wrote", quiet=quiet)
         lines = _Lines(descriptor, name, read, keep_blank=raw)
-        run_async(lambda: _produce(settings, topic, lines, progress, partition=partition, rate=rate))
+        try:
+            run_async(lambda: _produce(settings, topic, lines, progress, partition=partition, rate=rate))
+        except KeyboardInterrupt:
+            # What was submitted is acknowledged by now: the producer stops only after that.
+            if not quiet:
+                say(f"interrupted; {count_of(progress.count, 'record')} written and acknowledged")
+            raise
+        finally:
+            if as_json:
+                print_json({"topic": topic, **progress.as_json()})
 
 
 async def _produce(
@@ -93,15 +112,17 @@ async def _produce(
 
     connections = KafkaConnections(settings)
     producer = connections.producer(client_id="streamproc-produce", compression="none")
-    await producer.start()
+    with waiting_for(settings):
+        await producer.start()
     try:
         count = await producer.partition_count(topic)
         if partition is not None and partition >= count:
-            raise InputError(f"topic {topic} has partitions 0 to {count - 1}; choose --partition among them")
+            raise UsageError(no_such_partition(topic, count))
         place = _Placer(count, partition, connections.partition_of_key)
         writer = _Writer(producer, topic, place, progress)
         failure: InputError | None = None
         async for chunk in lines.chunks(rate):
+            place.expect(len(chunk.lines))
             for line in chunk.lines:
                 await writer.add(line)
             if chunk.error is not None:
@@ -186,15 +207,23 @@ class _Placer:
         self._count = count
         self._fixed = fixed
         self._of_key = of_key
-        self._without_key = 0
+        self._current = 0
+        self._here = 0
+        self._sticky = 1
+
+    def expect(self, records: int) -> None:
+        """So many come together: they are spread over all partitions, also where they are few."""
+        self._sticky = min(max(1, records // self._count), _STICKY_RECORDS)
 
     def __call__(self, key: bytes | None) -> int:
         if self._fixed is not None:
             return self._fixed
         if key is not None:
             return self._of_key(key, self._count)
-        self._without_key += 1
-        return (self._without_key - 1) // _STICKY_RECORDS % self._count
+        if self._here >= self._sticky:
+            self._current, self._here = (self._current + 1) % self._count, 0
+        self._here += 1
+        return self._current
 
 
 @dataclass(slots=True)

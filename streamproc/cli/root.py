@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 from typer.main import get_command
 
 from streamproc.errors import StreamprocError
+
+log = logging.getLogger(__name__)
 
 DEBUG_VARIABLE = "STREAMPROC_DEBUG"
 
@@ -30,6 +35,10 @@ COMMANDS = {
 }
 
 
+HANDLE_SIGNALS_THEMSELVES = ("run",)
+"""Until its event loop does, nothing is begun that would have to be ended; what it imports takes longest."""
+
+
 class LazyGroup(TyperGroup):
     """Holds stand-ins of the commands; imports the one that is called; reports its errors."""
 
@@ -39,28 +48,86 @@ class LazyGroup(TyperGroup):
         if name is None or stand_in is None:
             return name, stand_in, rest
         module = importlib.import_module(COMMANDS[name][0])
+        if name not in HANDLE_SIGNALS_THEMSELVES:
+            _let_ctrl_c_raise()
         command = get_command(module.app)
         command.name = name
         # Completion is the root's; Typer would offer it for each module's own app.
         command.params = [it for it in command.params if it.name not in ("install_completion", "show_completion")]
+        _speak_plainly(command, ctx)
         return name, command, rest
+
+    def get_params(self, ctx: Any) -> Any:
+        """The root's own options."""
+        found = super().get_params(ctx)
+        _hide_types(found)
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what it raises becomes a sentence and an exit code."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            if hasattr(error, "format_message"):  # a usage error, which Typer shows with the usage
+        except BaseException as error:
+            if _interrupted(error):
+                raise SystemExit(128 + signal.SIGINT) from None
+            # A usage error, which Typer shows with the usage, has a message of its own.
+            if isinstance(error, typer.Exit | typer.Abort | SystemExit) or hasattr(error, "format_message"):
                 raise
             _report(error, debug=ctx.params.get("debug", False))
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
+
+
+class _PlainArgument(TyperArgument):
+    """An argument as usage lines have always shown it: ``TOPIC`` rather than ``{TOPIC}``, and no type beside it."""
+
+    def get_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().get_usage_pieces(ctx)]
+
+    def display_type_rich(self, ctx: Any) -> str | None:  # noqa: ARG002 - Typer's signature
+        return None
+
+
+def _speak_plainly(command: Any, ctx: Any) -> None:
+    """Have the help of a command, and of those below it, show arguments and flags without Typer's decorations."""
+    _hide_types(command.get_params(ctx))
+    for below in getattr(command, "commands", {}).values():
+        _speak_plainly(below, ctx)
+
+
+def _hide_types(params: Sequence[Any]) -> None:
+    for param in params:
+        if isinstance(param, TyperArgument):
+            param.__class__ = _PlainArgument
+        elif param.is_flag:
+            param.metavar = ""  # --json rather than --json <bool>
+
+
+def _let_ctrl_c_raise() -> None:
+    """From here on Ctrl-C is an exception again, so that what was begun is ended in order."""
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the root of an error, whatever was made of it on the way."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        it = waiting.pop()
+        if it is None or id(it) in seen:
+            continue
+        if isinstance(it, KeyboardInterrupt):
+            return True
+        seen.add(id(it))
+        waiting += [it.__cause__, it.__context__, *(it.exceptions if isinstance(it, BaseExceptionGroup) else ())]
+    return False
 
 
 def command() -> LazyGroup:
     """The root command, to be called with ``prog_name`` and, in tests, ``args``."""
+    if os.environ.get("NO_COLOR"):
+        from typer import rich_utils  # noqa: PLC0415 - slow, and only for this
+
+        rich_utils.COLOR_SYSTEM = None  # it would go on printing bold and dim
     app = typer.Typer(
         cls=LazyGroup,
         add_completion=True,
@@ -105,15 +172,26 @@ def _report(error: BaseException, *, debug: bool) -> NoReturn:
         # The reader of our output has seen enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)
-    if debug:
-        traceback.print_exception(error)
-    from streamproc.cli.terminal import say_error  # noqa: PLC0415 - Rich is for when there is something to show
-
     if isinstance(error, StreamprocError):
-        say_error(str(error))
-        raise SystemExit(error.exit_code)
-    say_error(
-        f"unexpected {type(error).__name__}: {error}"
-        + ("" if debug else " (a fault of streamproc; `streamproc --debug ...` shows where, please report it)")
-    )
-    raise SystemExit(1)
+        sentence, code = str(error), error.exit_code
+    else:
+        fault = "" if debug else " (a fault of streamproc; `streamproc --debug ...` shows where, please report it)"
+        sentence, code = f"unexpected {type(error).__name__}: {error}{fault}", 1
+    if _logs_are_json():
+        log.error("%s", sentence, exc_info=error if debug else None)
+    else:
+        if debug:
+            traceback.print_exception(error)
+        from streamproc.cli.terminal import say_error  # noqa: PLC0415 - Rich is for when there is something to show
+
+        say_error(sentence)
+    raise SystemExit(code)
+
+
+def _logs_are_json() -> bool:
+    """Whether standard error carries a log of JSON lines, where a line of plain text would be lost on its reader."""
+    if "streamproc.observe.logs" not in sys.modules:
+        return False
+    from streamproc.observe.logs import JsonFormatter  # noqa: PLC0415 - only where something has imported it
+
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)

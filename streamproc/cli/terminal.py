@@ -14,15 +14,26 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from streamproc.errors import StreamprocError
+
 _UNBOUNDED = 1_000
+_BETWEEN = 2
+_WHOLE_SHARE = 0.7
+
+
+class UsageError(StreamprocError):
+    """A command cannot be carried out as it was called."""
+
+    exit_code = 2
 
 
 def _console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr)
+    # https://no-color.org asks for no colours; Rich would go on printing bold and dim.
+    console = Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNBOUNDED  # who reads a file or a pipe wants a row in one line
     return console
@@ -53,26 +64,84 @@ def print_json(value: Any) -> None:
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> None:
-    """A result for people: a table on standard output, numbers (the columns in ``right``) to the right."""
-    stdout.print(table(columns, rows, right=right))
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Iterable[str] = (),
+    whole: Sequence[str] = (),
+    spare: Sequence[str] = (),
+) -> None:
+    """A table for people on standard output, numbers (the columns in ``right``) to the right.
+
+    Where it is too wide for the terminal, the columns in ``spare`` go, one after the other, and of the others those in
+    ``whole`` are folded last.
+    """
+    listed = [[str(cell) for cell in row] for row in rows]
+    shown = list(columns)
+    for dropped in spare:
+        if sum(_widths(shown, listed).values()) - _BETWEEN <= stdout.width:
+            break
+        at = shown.index(dropped)
+        shown.pop(at)
+        listed = [[*row[:at], *row[at + 1 :]] for row in listed]
+    widths, room = _widths(shown, listed), stdout.width * _WHOLE_SHARE
+    not_folded = []
+    for column in whole:
+        if column in widths and widths[column] <= room:
+            room -= widths[column]
+            not_folded.append(column)
+    show(table(shown, listed, right=right, whole=not_folded))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> Table:
-    """A table in the style of all the commands."""
-    to_the_right = set(right)
+def show(what: RenderableType) -> None:
+    """Print to standard output; elsewhere than on a terminal without the blanks that fill columns."""
+    if stdout.is_terminal:
+        stdout.print(what)
+        return
+    with stdout.capture() as captured:
+        stdout.print(what)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Iterable[str] = (),
+    whole: Iterable[str] = (),
+) -> Table:
+    """A table in the style of all the commands: columns in ``right`` to the right, those in ``whole`` never folded."""
+    to_the_right, not_folded = set(right), set(whole)
     built = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
+        justify: JustifyMethod = "right" if column in to_the_right else "left"
         # Folding keeps names whole when the output is no terminal, or a narrow one.
-        built.add_column(column, justify="right" if column in to_the_right else "left", overflow="fold")
+        built.add_column(escape(column), justify=justify, overflow="fold", no_wrap=column in not_folded)
     for row in rows:
         built.add_row(*[escape(str(cell)) for cell in row])
     return built
 
 
-def ask(question: str) -> bool:
-    """Ask yes or no on a terminal; where nobody can answer, no."""
-    return sys.stdin.isatty() and stderr.is_terminal and typer.confirm(question, err=True)
+def _widths(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> dict[str, int]:
+    cells = zip(columns, *rows, strict=True)
+    return {column: max(map(len, [column, *inside])) + _BETWEEN for column, *inside in cells}
+
+
+def count_of(number: int, what: str) -> str:
+    """``1 partition``, ``2,000 partitions``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def can_ask() -> bool:
+    """Whether somebody is there who sees a question and can answer it."""
+    return sys.stdin.isatty() and stderr.is_terminal
+
+
+def no_such_partition(topic: str, count: int) -> str:
+    """The sentence for a ``--partition`` that a topic does not have."""
+    there = "partition 0 only" if count == 1 else f"partitions 0 to {count - 1}; choose --partition among them"
+    return f"topic {topic} has {there}"
 
 
 class Progress:
@@ -99,7 +168,22 @@ class Progress:
         if not self._quiet:
             self._write(end="\n")
 
+    def as_json(self) -> dict[str, float]:
+        """The total, for scripts."""
+        elapsed = self._elapsed_s
+        return {
+            "records": self.count,
+            "seconds": round(elapsed, 3),
+            "records_per_s": round(self.count / elapsed, 1),
+        }
+
+    @property
+    def _elapsed_s(self) -> float:
+        return max(time.monotonic() - self._begun, 1e-9)
+
     def _write(self, *, end: str) -> None:
-        elapsed = max(time.monotonic() - self._begun, 1e-9)
-        line = f"{self._verb} {self.count:,} records in {elapsed:.1f} s ({self.count / elapsed:,.0f} records/s)"
+        elapsed = self._elapsed_s
+        line = (
+            f"{self._verb} {count_of(self.count, 'record')} in {elapsed:.1f} s ({self.count / elapsed:,.0f} records/s)"
+        )
         stderr.print(line, end=end, highlight=False, soft_wrap=True)

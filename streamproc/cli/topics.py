@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamproc.cli.kafka_options import BootstrapOption, find_settings, run_async
-from streamproc.cli.terminal import ConfigOption, JsonOption, ask, print_json, print_table, say
+from streamproc.cli.kafka_options import BootstrapOption, connected, find_settings, run_async
+from streamproc.cli.terminal import (
+    ConfigOption,
+    JsonOption,
+    UsageError,
+    can_ask,
+    count_of,
+    print_json,
+    print_table,
+    say,
+)
 from streamproc.errors import SettingsError, StreamprocError
 
 if TYPE_CHECKING:
@@ -89,19 +99,27 @@ def apply(
         _show(planned)
     chosen = [change for change in planned.to_apply if allow_destructive or not change.destructive]
     refused = [change for change in planned.to_apply if change not in chosen]
-    if chosen and not yes and not ask(f"Make {_count(len(chosen), 'change')} at {kafka.bootstrap_servers}?"):
-        raise StreamprocError("nothing was changed: answer with y, or give --yes where nobody can be asked")
+    if chosen and not yes:
+        _ask(f"Make {count_of(len(chosen), 'change')} at {kafka.bootstrap_servers}?")
     if chosen:
         run_async(lambda: _apply(kafka, planned, allow_destructive))
-        say(f"{_count(len(chosen), 'change')} made")
+        say(f"{count_of(len(chosen), 'change')} made")
     if as_json:
         described = {"done": chosen, "refused": refused, "drift": planned.drift}
         print_json({name: [change.as_json() for change in changes] for name, changes in described.items()})
     if refused:
         raise StreamprocError(
-            f"{_count(len(refused), 'change')} not made, since records could be lost "
+            f"{count_of(len(refused), 'change')} not made, since records could be lost "
             f"({', '.join(dict.fromkeys(change.topic for change in refused))}); --allow-destructive makes them"
         )
+
+
+def _ask(question: str) -> None:
+    """Go on only after a yes. Raises UsageError where nobody can be asked."""
+    if not can_ask():
+        raise UsageError("nothing was changed: there is nobody to ask; give --yes")
+    if not typer.confirm(question, err=True):
+        raise StreamprocError("nothing was changed")
 
 
 async def _plan(
@@ -109,7 +127,7 @@ async def _plan(
 ) -> Plan:
     from streamproc.broker.admin import KafkaAdmin  # noqa: PLC0415 - --help needs no Kafka client
 
-    async with KafkaAdmin(kafka) as admin:
+    async with connected(KafkaAdmin(kafka), kafka) as admin:
         return await _compare(settings, declared, delete, admin)
 
 
@@ -121,14 +139,28 @@ async def _compare(
     implied = implied_topics(settings, declared, await admin.topics()) if settings is not None else {}
     planned = await plan({**declared, **implied}, admin, delete=bool(delete))
     deletable = {change.topic for change in planned.changes if change.action == "delete"}
-    absent = [name for name in delete if name not in deletable]
-    if absent:
-        raise StreamprocError(
-            f"cannot delete {', '.join(absent)}: no such topic, or one that is declared, used by a task or Kafka's own"
-        )
+    there = await admin.topics()
+    kept_back = [
+        f"{name} ({_why_not_deletable(name, declared, implied, there)})" for name in delete if name not in deletable
+    ]
+    if kept_back:
+        raise StreamprocError(f"cannot delete {', '.join(kept_back)}; nothing was changed")
     # The plan offers to delete whatever is not declared; only what was named is meant.
     kept = [change for change in planned.changes if change.action != "delete" or change.topic in delete]
     return replace(planned, changes=tuple(kept))
+
+
+def _why_not_deletable(
+    name: str, declared: Mapping[str, DeclaredTopic], implied: Mapping[str, DeclaredTopic], there: Mapping[str, object]
+) -> str:
+    if name in declared:
+        return f"it is declared in {declared[name].place or 'a file'}: remove that file first"
+    if name in implied:
+        return f"the settings use it: {implied[name].description}"
+    if name not in there:
+        near = difflib.get_close_matches(name, there, n=1)
+        return "there is no such topic" + (f": did you mean {near[0]}?" if near else "")
+    return "it is Kafka's own"
 
 
 async def _apply(kafka: KafkaSettings, planned: Plan, allow_destructive: bool) -> None:
@@ -156,10 +188,6 @@ def _declared(settings: Settings | None, directory: Path | None) -> dict[str, De
 
 def _show(planned: Plan) -> None:
     if planned.changes:
-        print_table(("topic", "action", "change", "note"), planned.rows())
+        print_table(("topic", "action", "change", "note"), planned.rows(), whole=("topic",), spare=("note",))
     if planned.empty:
         say("nothing to change" + (f"; {len(planned.drift)} as above are never applied" if planned.drift else ""))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -15,6 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from streamproc.settings_loading.source import Source
 
 DEFAULT_PATH = Path("streamproc.yaml")
 
+_ADDRESS = re.compile(r"(?:\[[^\]\s]+\]|[^:\s\[\]]+):(\d{1,5})")
 _FILES = ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file")
 
 
@@ -61,6 +63,7 @@ def load_with_places(path: Path | None, environ: Mapping[str, str]) -> Loaded:
         settings = Settings.model_validate(source.data, context={BASE_DIR: source.path.absolute().parent})
     except ValidationError as error:
         raise explained(error.errors(include_url=False), source) from None
+    _check_addresses(settings.kafka, source)
     _check_files(settings, source)
     return Loaded(settings, source.place_of)
 
@@ -74,11 +77,13 @@ def load_kafka_settings(environ: Mapping[str, str]) -> KafkaSettings:
     source = Source(Path(), {}, lambda _: "environment")
     overlay(source, {name: value for name, value in environ.items() if name.upper().startswith(f"{PREFIX}KAFKA__")})
     try:
-        return KafkaSettings.model_validate(source.data.get("kafka", {}))
+        kafka = KafkaSettings.model_validate(source.data.get("kafka", {}))
     except ValidationError as error:
         # The section's locations as those of the whole.
         errors = [{**found, "loc": ("kafka", *found["loc"])} for found in error.errors(include_url=False)]
         raise explained(cast("list[ErrorDetails]", errors), source) from None
+    _check_addresses(kafka, source)
+    return kafka
 
 
 def json_schema() -> dict[str, Any]:
@@ -90,6 +95,27 @@ def json_schema() -> dict[str, Any]:
         "title": "streamproc.yaml",
         "description": "The settings of a streamproc processor.",
     }
+
+
+def check_bootstrap_servers(text: str, place: str) -> None:
+    """Refuse what is no list of addresses: Kafka's clients would take a port of their own, and wait there.
+
+    Raises:
+        SettingsError: an address has no host or no port.
+    """
+    for address in text.split(","):
+        found = _ADDRESS.fullmatch(address.strip())
+        if found is None or not 0 < int(found[1]) <= 65_535:
+            raise SettingsError(
+                f"{address.strip()!r} is no address of the form host:port",
+                setting="kafka.bootstrap_servers",
+                place=place,
+                hint="write it like localhost:9092, several separated by commas",
+            )
+
+
+def _check_addresses(kafka: KafkaSettings, source: Source) -> None:
+    check_bootstrap_servers(kafka.bootstrap_servers, source.place(("kafka", "bootstrap_servers")))
 
 
 def _check_files(settings: Settings, source: Source) -> None:

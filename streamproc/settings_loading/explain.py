@@ -44,7 +44,10 @@ def explained(errors: Sequence[ErrorDetails], places: Places) -> SettingsError:
     first = every[0]
     if len(every) == 1:
         return first
-    others = [f"{other.setting} ({other.place})" for other in every[1 : _NAMED_AT_MOST + 1]]
+    others = [
+        f"{other.setting} ({', '.join(filter(None, (other.place, other.hint)))})"
+        for other in every[1 : _NAMED_AT_MOST + 1]
+    ]
     if len(every) - 1 > _NAMED_AT_MOST:
         others.append(f"{len(every) - 1 - _NAMED_AT_MOST} more")
     also = f"also wrong: {', '.join(others)}"

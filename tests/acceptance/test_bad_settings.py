@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -129,6 +131,23 @@ def test_a_wrong_type(application: Application, command: str) -> None:
 
 
 @both
+def test_several_at_once_have_a_hint_each(application: Application, command: str) -> None:
+    application.change("max_size: 8", "max_sise: 8\n      max_wait: 3")
+    application.run(command).is_one_sentence(
+        2,
+        "did you mean max_size?; also wrong: tasks.text.batch.max_wait (streamproc.yaml:12, did you mean max_wait_ms?)",
+    )
+
+
+@both
+def test_an_address_without_a_port(application: Application, command: str) -> None:
+    application.change("127.0.0.1:1", "localhost")
+    application.run(command).is_one_sentence(
+        2, "streamproc.yaml:3: kafka.bootstrap_servers: 'localhost' is no address of the form host:port"
+    )
+
+
+@both
 def test_a_missing_settings_file(application: Application, command: str) -> None:
     (application.folder / "streamproc.yaml").unlink()
     application.run(command).is_one_sentence(2, "there is no settings file streamproc.yaml", "create it", "--config")
@@ -174,6 +193,45 @@ def test_two_tasks_on_one_result_topic(application: Application, command: str) -
 
 def test_no_broker_at_the_address(application: Application) -> None:
     application.run("run").is_one_sentence(1, "127.0.0.1:1", "kafka.bootstrap_servers")
+
+
+def test_what_ends_a_processor_is_a_line_of_its_log(application: Application) -> None:
+    lines = application.run("run").err.strip().splitlines()
+    last = json.loads(lines[-1])
+    assert last["level"] == "error"
+    assert "no Kafka broker answers at 127.0.0.1:1" in last["message"]
+    assert all(line.startswith("{") for line in lines)
+
+
+def test_text_logs_end_with_a_sentence_of_text(application: Application) -> None:
+    outcome = application.run("run", environ={"STREAMPROC_LOGGING__FORMAT": "text"})
+    assert outcome.err.strip().splitlines()[-1].startswith("no Kafka broker answers at 127.0.0.1:1")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_processor_is_being_imported_ends_it_quietly(
+    application: Application, number: signal.Signals, code: int
+) -> None:
+    # In the place of a module that takes long.
+    (application.folder / "uvloop.py").write_text(
+        "import threading\n"
+        "print('importing', flush=True)\n"
+        "try: threading.Event().wait()\n"
+        "except BaseException as error: raise ImportError('broken') from None\n"
+    )
+    command = [sys.executable, "-m", "streamproc", "run"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=application.folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "importing\n"
+            running.send_signal(number)
+            _, err = running.communicate(timeout=20)
+            assert (running.returncode, err) == (code, "")
+        finally:
+            running.kill()
 
 
 def test_check_touches_no_kafka(application: Application) -> None:

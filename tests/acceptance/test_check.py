@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ tasks:
 BACKEND = """\
 import os
 
+import numpy as np
 from streamproc import InferenceBackend, RecordError
 
 print("printed while loading")
@@ -108,7 +110,7 @@ def test_a_script_gets_json_of_a_failure_too(check: Check, folder: Path) -> None
 
 def test_records_of_a_file_take_the_samples_place(check: Check, folder: Path) -> None:
     (folder / "mine.jsonl").write_text('{"a": 5}\n\n')
-    assert "1 sample records in" in check("--records", "mine.jsonl").stdout
+    assert "1 sample record in" in check("--records", "mine.jsonl").stdout
 
 
 def test_without_samples_the_backend_is_loaded_and_no_more(check: Check, folder: Path) -> None:
@@ -145,11 +147,21 @@ def test_a_wrong_configuration_of_the_backend_has_its_line(check: Check, folder:
 @pytest.mark.parametrize(
     ("execute", "sentence"),
     [
-        ("os.abort()", "its process was killed by SIGABRT while the backend ran sample records"),
-        ("os._exit(3)", "its process ended with exit code 3 while the backend ran sample records"),
+        ("os.abort()", "its process was killed by SIGABRT while it ran sample records"),
+        ("os._exit(3)", "its process ended with exit code 3 while it ran sample records"),
         ("return []", "task text: a backend must return one output per input, but returned 0 for 2"),
-        ("raise ValueError('no model')", "no model"),
-        ("return [{'x': object()} for _ in inputs]", "cannot be written as JSON"),
+        ("return [{'x': object()} for _ in inputs]", "index 0 cannot be written as JSON"),
+        ("return np.array([0.5, 1])", 'for example [{"score": s} for s in scores.tolist()]'),
+        ("return list(np.array([0.5, 1]))", "index 0 is not a dict but float64; return one dict per record"),
+        (
+            "raise ValueError('no model')",
+            "task text: execute() of Backend failed: ValueError: no model at inference.py:11: raise ValueError(",
+        ),
+        (
+            "import json; json.loads('{')",
+            "line 1 column 2 (char 1) at inference.py:11: import json; json.loads('{')",
+        ),
+        ("raise SystemExit(4)", "task text: SystemExit: 4 at inference.py:11"),
     ],
 )
 def test_a_backend_that_fails_is_a_sentence(check: Check, folder: Path, execute: str, sentence: str) -> None:
@@ -157,6 +169,84 @@ def test_a_backend_that_fails_is_a_sentence(check: Check, folder: Path, execute:
     assert sentence in check(code=1).stderr.splitlines()[-1]
 
 
+def test_what_the_worker_delivers_passes(check: Check, folder: Path) -> None:
+    """numpy's scalars and arrays, keys that are numbers, NaN: ``run`` writes them all."""
+    execute = "return [{'x': np.float32(1), 'y': np.ones(2), 'z': float('nan'), 7: (1, np.int64(2))} for _ in inputs]"
+    (folder / "inference.py").write_text(BACKEND.replace("assert len(inputs) <= 2", execute))
+    assert "3 sample records in, as many out; " in check().stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("raise KeyError('txet')", "KeyError: 'txet' at inference.py:6: raise KeyError('txet')"),
+        (
+            "import no_such_module",
+            "ModuleNotFoundError: No module named 'no_such_module' at inference.py:6: import no_",
+        ),
+        ("x = = 1", "SyntaxError: invalid syntax (inference.py, line 6) at inference.py:6: x = = 1"),
+        ("import helper", "ZeroDivisionError: division by zero at helper.py:1: 1 / 0"),
+    ],
+)
+def test_a_backend_that_cannot_be_loaded_has_its_line(check: Check, folder: Path, line: str, place: str) -> None:
+    (folder / "helper.py").write_text("1 / 0\n")
+    (folder / "inference.py").write_text(BACKEND.replace('print("printed while loading")', line))
+    assert place in check(code=1).stderr.splitlines()[-1]
+
+
+def test_an_initialize_that_raises_has_its_line(check: Check, folder: Path) -> None:
+    (folder / "inference.py").write_text(BACKEND + "\n    def initialize(self):\n        self.model = {}['weights']\n")
+    err = check(code=1).stderr.splitlines()[-1]
+    assert err.startswith("streamproc.yaml:3: backend.path: initialize() of Backend failed: KeyError: 'weights' at ")
+    assert err.endswith("inference.py:17: self.model = {}['weights']")
+
+
+@pytest.mark.parametrize(
+    ("setting", "old", "new"),
+    [
+        ("initialize_timeout_s", 'print("printed while loading")', "import threading; threading.Event().wait()"),
+        ("batch_timeout_s", "assert len(inputs) <= 2", "import threading; threading.Event().wait()"),
+    ],
+)
+def test_each_limit_is_kept_and_named(check: Check, folder: Path, setting: str, old: str, new: str) -> None:
+    (folder / "inference.py").write_text(BACKEND.replace(old, new))
+    (folder / "streamproc.yaml").write_text(SETTINGS.replace("pool: {", f"pool: {{{setting}: 1.5, "))
+    done = check(code=1)
+    assert f"1.5 s, which is pool.{setting}" in done.stderr
+    assert "FAILED" in done.stdout
+
+
+def test_each_row_is_shown_when_it_is_there(folder: Path) -> None:
+    (folder / "inference.py").write_text(
+        BACKEND.replace("assert len(inputs) <= 2", "import threading; threading.Event().wait()")
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "streamproc", "check"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            assert running.stdout is not None
+            rows = [running.stdout.readline() for _ in range(3)]
+            assert [row.split()[:2] for row in rows] == [["settings", "ok"], ["topics", "ok"], ["backend", "ok"]]
+            assert not any(row.endswith(" \n") for row in rows)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(20) == 130
+        finally:
+            running.kill()
+
+
+def test_output_keys_that_no_output_has_are_named(check: Check, folder: Path) -> None:
+    (folder / "streamproc.yaml").write_text(SETTINGS.replace("[a]}", "[a], output_keys: [size, label]}"))
+    assert "declared in output_keys, and in no output: label" in check().stdout
+
+
+def test_a_file_of_records_that_is_not_there_is_a_usage_error(check: Check) -> None:
+    assert "none.jsonl: cannot be read" in check("--records", "none.jsonl", code=2).stderr
+
+
 def test_a_task_that_does_not_exist_is_named(check: Check, folder: Path) -> None:
     (folder / "mine.jsonl").write_text('{"a": 5}\n')
-    assert "the tasks are text" in check("--records", "mine.jsonl", "--task", "txt", code=1).stderr
+    assert "the tasks are text" in check("--records", "mine.jsonl", "--task", "txt", code=2).stderr

@@ -115,6 +115,18 @@ def test_a_key_field_decides_the_partition(streamproc: Streamproc, topic: str) -
         assert order == sorted(order)
 
 
+def test_records_without_a_key_are_spread_also_where_they_are_few(
+    streamproc: Streamproc, topic_name: TopicName, create: Callable[[str, int], None]
+) -> None:
+    name = topic_name()
+    create(name, 4)
+    streamproc("produce", name, stdin=_lines(*range(20)))
+    for number in range(4):
+        found = _read(streamproc("consume", name, "--partition", str(number)).stdout)
+        assert len(found) == 5
+        assert found == sorted(found)
+
+
 def test_full_lines_carry_key_headers_timestamp_and_any_bytes(
     streamproc: Streamproc, topic: str, topic_name: TopicName, create: Callable[[str, int], None]
 ) -> None:
@@ -190,6 +202,42 @@ def test_an_input_that_pauses_holds_nothing_back(streamproc: Streamproc, topic: 
             producer.kill()
 
 
+def test_who_interrupts_is_told_what_was_written(streamproc: Streamproc, topic: str, environ: dict[str, str]) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "produce", topic, "--json"],
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as producer:
+        try:
+            assert producer.stdin is not None
+            producer.stdin.write(_lines(1, 2, 3))
+            producer.stdin.flush()
+            streamproc("consume", topic, "--follow", "-n", "3", "--timeout", "20")
+            producer.send_signal(signal.SIGINT)
+            out, err = producer.communicate(timeout=20)
+            assert producer.returncode == 130
+            assert json.loads(out)["records"] == 3
+            assert err.splitlines()[-1] == "interrupted; 3 records written and acknowledged"
+        finally:
+            producer.kill()
+
+
+def test_a_script_gets_the_total_as_json(streamproc: Streamproc, topic: str) -> None:
+    total = json.loads(streamproc("produce", topic, "--json", "-q", stdin=_lines(1, 2)).stdout)
+    assert (total["topic"], total["records"]) == (topic, 2)
+    assert total["seconds"] == round(total["seconds"], 3)
+
+
+def test_produce_says_nothing_of_what_does_not_concern_it(streamproc: Streamproc, topic: str) -> None:
+    """That the embedded broker has no idempotent producers, for one."""
+    err = streamproc("produce", topic, stdin=_lines(1)).stderr
+    assert err.startswith("wrote 1 record in ")
+    assert err.count("\n") == 1
+
+
 def test_too_few_records_in_time_is_a_failure(streamproc: Streamproc, topic: str) -> None:
     streamproc("produce", topic, stdin=_lines(1))
     done = streamproc("consume", topic, "--follow", "-n", "2", "--timeout", "0.5", code=1)
@@ -204,9 +252,39 @@ def test_topics_that_do_not_exist_are_named(streamproc: Streamproc, topic_name: 
     assert name in streamproc("consume", name, code=1).stderr, "asking must not create it"
 
 
+def test_the_topic_that_was_meant_is_named(streamproc: Streamproc, topic: str) -> None:
+    for command in ("produce", "consume"):
+        err = streamproc(command, f"{topic[:-1]}x", stdin="1\n", code=1).stderr
+        assert f"did you mean {topic}" in err
+        assert "`streamproc topics apply`" in err
+
+
+@pytest.mark.parametrize("command", [("produce", "any"), ("consume", "any"), ("topics", "plan")])
+def test_an_address_without_a_port_is_refused(streamproc: Streamproc, command: tuple[str, ...]) -> None:
+    err = streamproc(*command, "-b", "localhost", code=2).stderr
+    assert err.startswith(
+        "--bootstrap-servers: kafka.bootstrap_servers: 'localhost' is no address of the form host:port"
+    )
+
+
+def test_why_a_topic_cannot_be_deleted_is_told(streamproc: Streamproc, topic: str, tmp_path: Path) -> None:
+    (tmp_path / "topics").mkdir()
+    (tmp_path / "topics" / "one.yaml").write_text("topic: declared\n")
+    (tmp_path / "streamproc.yaml").write_text(
+        "name: app\nbackend: {path: m:B}\ntasks: {text: {input: {topics: [declared]}}}\n"
+    )
+
+    def told(name: str) -> str:
+        return streamproc("topics", "plan", "--delete", name, code=1).stderr
+
+    assert "cannot delete declared (it is declared in" in told("declared")
+    assert "the settings use it: results of task text" in told("declared.results")
+    assert f"there is no such topic: did you mean {topic}?" in told(f"{topic}x")
+
+
 def test_a_partition_that_does_not_exist_is_refused(streamproc: Streamproc, topic: str) -> None:
-    assert "0 to 2" in streamproc("produce", topic, "--partition", "3", stdin="1\n", code=1).stderr
-    assert "0 to 2" in streamproc("consume", topic, "--partition", "3", code=1).stderr
+    assert "0 to 2" in streamproc("produce", topic, "--partition", "3", stdin="1\n", code=2).stderr
+    assert "0 to 2" in streamproc("consume", topic, "--partition", "3", code=2).stderr
 
 
 def test_without_settings_and_address_the_sentence_says_what_to_give(
@@ -223,7 +301,7 @@ def test_declared_topics_are_planned_and_applied(streamproc: Streamproc, topic_n
     (folder / "one.yaml").write_text(f"topic: {name}\npartitions: 2\n")
     planned = streamproc("topics", "plan", "--exit-code", "--json", code=3)
     assert [change["topic"] for change in json.loads(planned.stdout)["changes"]] == [name]
-    assert "--yes" in streamproc("topics", "apply", code=1).stderr
+    assert "--yes" in streamproc("topics", "apply", code=2).stderr
     assert "1 change made" in streamproc("topics", "apply", "--yes").stderr
     assert json.loads(streamproc("topics", "plan", "--exit-code", "--json").stdout) == {"empty": True, "changes": []}
     (folder / "one.yaml").unlink()

@@ -214,10 +214,11 @@ def test_a_broker_without_idempotent_producers_is_told_of_once(
         async with started(KafkaSettings(bootstrap_servers=embedded_broker)):
             pass
 
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "streamproc"):
         run(main())
-    [told] = [record.getMessage() for record in caplog.records]
-    assert told.startswith(f"the broker at {embedded_broker} supports no idempotent producers")
+    [told] = [(record.getMessage(), record.levelname) for record in caplog.records]
+    assert told[0].startswith(f"the broker at {embedded_broker} supports no idempotent producers")
+    assert told[1] == "INFO"
 
 
 def test_a_broker_that_falls_silent_keeps_nobody_from_stopping(

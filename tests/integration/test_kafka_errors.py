@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from deploy.kafka.kafka import SASL_MECHANISMS, SASL_PASSWORD, SASL_USER
 from streamproc.broker.client import KafkaAdmin, KafkaConsumer, KafkaProducer, probe
 from streamproc.broker.interface import NewTopic
+from streamproc.broker.translation import missing
 from streamproc.errors import BrokerAuthenticationError, BrokerUnreachableError, SettingsError
 from streamproc.records import TopicPartition
 from streamproc.settings import KafkaSettings
@@ -70,12 +71,14 @@ def test_an_address_where_nobody_answers_is_given_up_in_time(run: Run) -> None:
     told = str(caught.value)
     assert f"no Kafka broker answers at {address} within 1 s" in told
     assert "kafka.bootstrap_servers" in told
+    assert "`streamproc broker`" in told
     assert caught.value.bootstrap_servers == address
 
 
 def test_a_name_that_leads_nowhere_is_named(run: Run) -> None:
-    with pytest.raises(BrokerUnreachableError, match=r"no-such-host\.invalid:9092"):
+    with pytest.raises(BrokerUnreachableError, match=r"no-such-host\.invalid:9092") as caught:
         run(probe(settings("no-such-host.invalid:9092")))
+    assert "streamproc broker" not in str(caught.value)
 
 
 @pytest.mark.parametrize("handler", [http, silent])
@@ -101,6 +104,14 @@ async def ignore(_: set[TopicPartition]) -> None: ...
 def test_an_address_that_is_none_is_a_wrong_setting(run: Run, address: str) -> None:
     with pytest.raises(SettingsError, match=r"kafka\.bootstrap_servers"):
         run(probe(settings(address)))
+
+
+def test_topics_that_may_have_been_meant_are_named() -> None:
+    it = settings("here:1")
+    assert "did you mean texts? Otherwise create it" in str(missing(["text"], it, ["texts", "images"]))
+    told = str(missing(["digits.dead", "digits.metrics"], it, ["digits"]))
+    assert "did you mean" not in told
+    assert "create them with `streamproc topics apply`" in told
 
 
 def test_one_server_of_several_is_enough(kafka: str, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 
 from streamproc.cli import root
 from streamproc.cli.consume import Begin, parse_begin
-from streamproc.errors import BrokerError, SettingsError
+from streamproc.errors import BrokerError, InternalError, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -54,6 +55,17 @@ def test_every_help_has_an_example_and_explains_every_option(streamproc: Streamp
     for line in out.splitlines():
         if line.startswith("│ --"):
             assert line.strip("│ ").count("  ") >= 1, f"an option without a word of help: {line}"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_flags_and_arguments_without_decorations(streamproc: Streamproc, command: list[str]) -> None:
+    _, out, _ = streamproc(*command, "--help")
+    assert not re.search(r"<\w+|\{[A-Z]", out)
+
+
+def test_the_usage_names_the_arguments(streamproc: Streamproc) -> None:
+    assert "Usage: streamproc consume [OPTIONS] TOPIC\n" in re.sub(" +\n", "\n", streamproc("consume", "--help")[1])
+    assert "[OPTIONS] TOPIC [FILE|-]" in streamproc("produce")[2]
 
 
 def test_help_imports_nothing_that_is_slow() -> None:
@@ -137,8 +149,26 @@ def test_debug_adds_the_traceback(streamproc: Streamproc, monkeypatch: pytest.Mo
     assert err.endswith("no\n")
 
 
-def test_ctrl_c_is_130_and_silent(streamproc: Streamproc, monkeypatch: pytest.MonkeyPatch) -> None:
-    _raising(monkeypatch, KeyboardInterrupt())
+def _wrapped_by_an_import() -> ImportError:
+    error = ImportError("half imported")
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        InternalError(KeyboardInterrupt(), where="task text"),
+        _wrapped_by_an_import(),
+        BaseExceptionGroup("several", [KeyboardInterrupt()]),
+    ],
+    ids=repr,
+)
+def test_ctrl_c_is_130_and_silent(
+    streamproc: Streamproc, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    _raising(monkeypatch, error)
     assert streamproc("config", "show") == (130, "", "")
 
 

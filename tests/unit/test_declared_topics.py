@@ -177,7 +177,26 @@ def test_topics_that_tasks_use_are_implied_with_the_inputs_partitions() -> None:
     assert implied["texts.results"].configs == {}
 
 
-def test_the_clusters_partitions_count_before_the_declared_ones() -> None:
+def test_an_input_that_grows_takes_its_outputs_along_in_one_round(run: Run) -> None:
+    it = settings(text={"input": {"topics": ["texts"]}})
+
+    async def main() -> None:
+        broker = MemoryBroker()
+        admin = broker.admin()
+        for partitions in (2, 5):
+            declared = {"texts": DeclaredTopic("texts", partitions)}
+            for changes in (True, False):
+                wanted = declared | implied_topics(it, declared, await admin.topics())
+                planned = await plan(wanted, admin)
+                assert bool(planned.changes) is changes
+                await apply(planned, admin)
+            found = await admin.topics()
+            assert {found[name].partitions for name in ("texts", "texts.results", "texts.dead")} == {partitions}
+
+    run(main())
+
+
+def test_the_clusters_partitions_count_where_they_are_more_than_the_declared_ones() -> None:
     it = settings(text={"input": {"topics": ["texts", "more"]}})
     declared = {"texts": DeclaredTopic("texts", 2)}
     implied = implied_topics(it, declared, {"texts": TopicInfo(8, 1)})

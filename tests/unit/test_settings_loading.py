@@ -115,6 +115,20 @@ def test_a_topics_folder_that_is_named_must_be_there(refused: Refused) -> None:
     assert refused(MINIMAL + "topics_dir: declared\n").setting == "topics_dir"
 
 
+@pytest.mark.parametrize("address", ["localhost", "a:1,b", "a:1,,b:2", "a:0", "a:70000", ":9092", "kafka:nine", ""])
+def test_what_is_no_address_with_a_port_is_refused(refused: Refused, address: str) -> None:
+    error = refused(MINIMAL, {"STREAMPROC_KAFKA__BOOTSTRAP_SERVERS": address})
+    assert error.setting == "kafka.bootstrap_servers"
+    assert "host:port" in error.problem
+    with pytest.raises(SettingsError, match="host:port"):
+        load_kafka_settings({"STREAMPROC_KAFKA__BOOTSTRAP_SERVERS": address})
+
+
+@pytest.mark.parametrize("address", ["localhost:9092", "a.b:1, [::1]:65535", "kafka_1:9092"])
+def test_addresses_with_ports_are_taken(load: Load, address: str) -> None:
+    assert load(MINIMAL, {"STREAMPROC_KAFKA__BOOTSTRAP_SERVERS": address}).kafka.bootstrap_servers == address
+
+
 # --- the environment -------------------------------------------------------------------------------------------------
 
 
