@@ -7,6 +7,7 @@ each value; nothing here does I/O.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -46,7 +47,8 @@ class CrossFieldError(ValueError):
 
 def _beside_the_settings(path: Path, info: ValidationInfo) -> Path:
     base = (info.context or {}).get(BASE_DIR)
-    return path if base is None else Path(base, path)
+    # Without `..` in the middle, which messages would show; links are left as they are.
+    return path if base is None else Path(os.path.normpath(Path(base, path)))
 
 
 SettingsPath = Annotated[Path, AfterValidator(_beside_the_settings)]
