@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -50,6 +51,7 @@ from streamproc.settings import PoolSettings
 MAX_RESTART_BACKOFF_S = 30.0
 EXIT_GRACE_S = 5.0
 DISCONNECT_GRACE_S = 0.5
+RECYCLE_AGAIN_AFTER_S = 60.0
 SOCKET_BUFFER_BYTES = 1_048_576
 _ROOT = str(Path(__file__).resolve().parents[2])
 _BOOT = (
@@ -118,6 +120,7 @@ class Worker:
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     replaces: Worker | None = None
     successor: Worker | None = None
+    kept_until: float = -math.inf
 
     @property
     def open(self) -> bool:
@@ -246,8 +249,11 @@ class Pool:
             for segment in worker.segments:
                 segment.close()
             self._alive.discard(worker)
-        if not self._stopping:
-            self._ended(worker, code)
+        try:
+            if not self._stopping:
+                self._ended(worker, code)
+        except Exception as error:  # noqa: BLE001 - the batches that it held would never be answered
+            self._events.on_fatal(InternalError(error, where="the end of a worker"))
 
     async def _run(self, worker: Worker) -> int:
         ours, theirs = socket.socketpair()
@@ -290,6 +296,7 @@ class Pool:
         worker.transport.write(encode_frame(Kind.SETUP, setup))
         worker.timer = loop.call_later(self._settings.initialize_timeout_s, self._kill, worker, "initialize timed out")
         code = await worker.process.wait()
+        worker.ready = False
         # What the backend started (loaders of data, say) is in the worker's group, and of no use without it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
@@ -456,6 +463,7 @@ class Pool:
 
     def _on_disconnected(self, worker: Worker) -> None:
         worker.closed.set()
+        worker.ready = False
         if worker.state != "ended":
             # Without its socket it is of no use; but mostly its process is just ending, and then knows better why.
             asyncio.get_running_loop().call_later(
@@ -471,6 +479,8 @@ class Pool:
 
     def _consider_recycling(self, worker: Worker) -> None:
         limits = self._settings.recycle
+        if self._clock() < worker.kept_until:
+            return
         if limits.max_rss_mb is not None:
             with contextlib.suppress(psutil.Error):
                 worker.rss_bytes = psutil.Process(worker.pid).memory_info().rss
@@ -497,6 +507,7 @@ class Pool:
         old.state = "ready"
         old.successor = None
         old.batches_done = 0
+        old.kept_until = self._clock() + RECYCLE_AGAIN_AFTER_S
 
     def _dismiss(self, worker: Worker) -> None:
         worker.kill_reason = "recycled"

@@ -37,6 +37,7 @@ from streamproc.settings import Settings
 TICK_S = 1.0
 ENDS_EVERY_TICKS = 5
 CLOSE_TIMEOUT_S = 10.0
+CANCEL_GRACE_S = 0.5
 MIN_TIMER_S = 0.0002
 
 log = logging.getLogger(__name__)
@@ -162,12 +163,15 @@ class Processor:
         """Commit, leave the groups, end the workers: side by side, since nothing is in flight any more."""
         closing = [asyncio.ensure_future(it) for it in (*(t.stop() for t in self.tasks.values()), self.pool.stop())]
         _, late = await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
-        for it in late:
-            it.cancel()
-        for outcome in await asyncio.gather(*closing, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                log.error("while stopping: %s: %s", type(outcome).__name__, outcome)
+        for it in closing:
+            if it.done() and not it.cancelled() and (error := it.exception()) is not None:
+                log.error("while stopping: %s: %s", type(error).__name__, error)
         if late:
+            # Twice, since the first ends what is being waited for, and the second what its clean-up waits for.
+            for _ in range(2):
+                for it in late:
+                    it.cancel()
+                await asyncio.wait(late, timeout=CANCEL_GRACE_S)
             log.warning(
                 "connections were not closed within %g s; Kafka will notice that they are gone", CLOSE_TIMEOUT_S
             )

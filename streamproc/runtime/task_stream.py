@@ -35,7 +35,6 @@ from streamproc.records import (
     Batch,
     BatchReport,
     Failure,
-    Lease,
     Outcome,
     Record,
     Span,
@@ -213,10 +212,10 @@ class TaskStream:
 
     async def join(self) -> None:
         """Join the group and begin to read. Raises BrokerError."""
-        self.state = "running"
         log.info("task %s: joining group %s", self.name, self.group)
         self._patience = asyncio.get_running_loop().call_later(LONG_JOIN_S, self._waits)
         await self.consumer.start(list(self.topics.inputs), self._on_revoked, self._on_assigned)
+        self.state = "running"
         loop = asyncio.get_running_loop()
         self._background = [
             loop.create_task(self._guard(self.source.run()), name=f"{self.name}: source"),
@@ -228,6 +227,7 @@ class TaskStream:
         self.state = "draining"
         self.source.stop()
         self._give_back(self.batcher.discard())
+        self._hasten_retries()
         await self._until_settled(self.ledger.assigned())
         if self._sink is not None:
             await self._sink.flush()
@@ -531,7 +531,7 @@ class TaskStream:
         self.ends.clear()
         leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
         self._give_back(self.batcher.discard(leases))
-        self._give_back_retries(leases)
+        self._hasten_retries()
         try:
             async with asyncio.timeout(self._drain_s):
                 await self._until_settled(partitions)
@@ -555,13 +555,13 @@ class TaskStream:
             self.ledger.discard(span)
         self._settled.set()
 
-    def _give_back_retries(self, leases: set[Lease]) -> None:
-        """A retry that waits out its pause is not worth a rebalance that waits for it."""
-        for number, (handle, batch) in list(self._retries.items()):
-            if all(span.lease in leases for span in batch.spans):
-                handle.cancel()
-                del self._retries[number]
-                self._give_back(batch.spans)
+    def _hasten_retries(self) -> None:
+        """Execute now what waits out its pause: others of its partition may be held back behind it."""
+        for handle, batch in self._retries.values():
+            handle.cancel()
+            self.again.append(batch)
+        self._retries.clear()
+        self._on_work()
 
     async def _until_settled(self, partitions: Iterable[TopicPartition]) -> None:
         partitions = list(partitions)

@@ -305,8 +305,10 @@ class Worker:
     def _log_once(self, task: str, failure: Failure, error: BaseException) -> None:
         """The traceback of each kind of failure, the first time; the parent logs every failure in a line."""
         seen = (task, failure.stage, failure.message)
-        level = logging.DEBUG if seen in self._logged or len(self._logged) >= MAX_TRACEBACKS else logging.WARNING
-        self._logged.add(seen)
+        level = logging.DEBUG
+        if seen not in self._logged and len(self._logged) < MAX_TRACEBACKS:
+            self._logged.add(seen)
+            level = logging.WARNING
         cause = error.__cause__ or error
         log.log(level, "task %s: the first of these: %s", task, failure.message, exc_info=cause.__cause__ or cause)
 

@@ -422,3 +422,33 @@ def test_a_configuration_may_have_keys_that_are_numbers() -> None:
             assert results(seen.replies[0]) == [{"name": "yes"}]
 
     run(test)
+
+
+def test_a_fault_while_a_worker_ends_is_not_swallowed() -> None:
+    async def test() -> None:
+        async with running_pool() as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+
+            def fail(*_: object) -> None:
+                raise RuntimeError("a fault of ours")
+
+            pool._events.on_failed = fail
+            pool.submit(make(1, [{"id": 1, "do": "die"}]))
+            await until(lambda: seen.fatal, "it is told")
+            assert "a fault of ours" in str(seen.fatal[0])
+
+    run(test)
+
+
+def test_a_worker_that_died_gets_nothing_more() -> None:
+    async def test() -> None:
+        async with running_pool() as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            (worker,) = pool.workers()
+            os.kill(worker.pid, signal.SIGKILL)
+            await until(lambda: worker.process is not None and worker.process.returncode is not None, "it is dead")
+            assert not worker.open
+            await until(lambda: pool.idle() == 1, "another is ready")
+            assert not seen.failures
+
+    run(test)

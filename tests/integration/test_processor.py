@@ -473,6 +473,49 @@ def test_lag_under_back_pressure_counts_what_kafka_holds() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("ordering", ["partition", "unordered"])
+def test_a_retry_that_waits_does_not_hold_up_a_rebalance(ordering: str) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        options = {
+            "ordering": ordering,
+            "batch": {"max_size": 1},
+            "on_error": {"retries": 1, "backoff_ms": 30_000},
+        }
+        async with processing(broker, task=options, rebalance_drain_s=60) as processor:
+            task = processor.tasks["main"]
+            broker.append("in", b'{"id": 0, "do": "raise"}')
+            await until(lambda: task._retries, "the retry waits")
+            for index in range(1, 5):
+                broker.append("in", json.dumps({"id": index}).encode())
+            await until(lambda: task.progress >= 5 and not task.batcher.size, "the others are executed")
+            begun = processor.clock()
+            other = await join(broker)
+            assert processor.clock() - begun < 20
+            await other.stop()
+            await all_committed(broker, 5)
+
+    run(test)
+
+
+def test_a_broker_that_never_answers_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def test() -> None:
+        broker = make_broker()
+        monkeypatch.setattr("streamproc.runtime.processor.CLOSE_TIMEOUT_S", 0.5)
+        async with processing(broker) as processor:
+            put(broker, 3)
+            await until(lambda: len(broker.records("in.results")) == 3, "everything is processed")
+            for name in ("commit", "stop"):
+                monkeypatch.setattr(processor.tasks["main"].consumer, name, never)
+            begun = processor.clock()
+        assert processor.clock() - begun < 20
+
+    run(test)
+
+
 async def join(broker: MemoryBroker) -> MemoryConsumer:
     """Another member of the group, which reads nothing."""
 
