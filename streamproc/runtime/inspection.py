@@ -65,7 +65,9 @@ class Inspector:
                 if lag_seconds is not None:
                     gauges.lag_seconds.set(lag_seconds)
                 waiting += lag_records or 0
-            self._work[name].observe(waiting, task.progress, now)
+            # While no worker can take a batch, readiness says so, and pool.initialize_timeout_s bounds it.
+            able = any(worker.open for worker in processor.pool.workers())
+            self._work[name].observe(waiting if able else 0, task.progress, now)
             self._commits[name].observe(len(task.ledger.committable()), task.commits, now)
         processor.metrics.set_workers(self._worker_states())
 

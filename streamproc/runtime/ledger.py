@@ -78,6 +78,10 @@ class Ledger:
         """The partitions with a live lease."""
         return list(self._partitions)
 
+    def leases(self) -> list[Lease]:
+        """The live leases."""
+        return [state.lease for state in self._partitions.values()]
+
     def lease(self, partition: TopicPartition) -> Lease | None:
         """The live lease of a partition, if it is assigned."""
         state = self._partitions.get(partition)

@@ -298,7 +298,7 @@ class Pool:
         code = await worker.process.wait()
         worker.ready = False
         # What the backend started (loaders of data, say) is in the worker's group, and of no use without it.
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(worker.pid, signal.SIGKILL)
         # A reply written just before the end is still in the socket; a grandchild may hold the socket open.
         with contextlib.suppress(TimeoutError):
@@ -368,7 +368,7 @@ class Pool:
     def _kill(self, worker: Worker, reason: str) -> None:
         if worker.process is not None and worker.process.returncode is None:
             worker.kill_reason = worker.kill_reason or reason
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker.process.pid, signal.SIGKILL)
 
     # -- one worker's socket

@@ -35,6 +35,7 @@ from streamproc.records import (
     Batch,
     BatchReport,
     Failure,
+    Lease,
     Outcome,
     Record,
     Span,
@@ -58,6 +59,7 @@ DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
 
 LONG_JOIN_S = 5.0
 LAST_FLUSH_S = 2.0
+LAST_COMMIT_S = 5.0
 LETTERS_EVERY_S = 10.0
 MAX_REASONS = 5
 
@@ -165,6 +167,10 @@ class TaskStream:
         self._retries: dict[int, tuple[asyncio.TimerHandle, Batch]] = {}
         self._background: list[asyncio.Task[None]] = []
         self._commit_lock = asyncio.Lock()
+        self._letting_go: set[Lease] = set()
+        """Leases that are about to end: what fails now is left to whoever reads it next."""
+        self._gaps: set[TopicPartition] = set()
+        """Partitions of which something was handed back: what lies behind it cannot be committed any more."""
         self._settled = asyncio.Event()
         self.assigned = asyncio.Event()
         self.state = "starting"
@@ -226,8 +232,9 @@ class TaskStream:
         """Take nothing more, give back what was not dispatched, and wait until everything else is settled."""
         self.state = "draining"
         self.source.stop()
+        self._letting_go.update(self.ledger.leases())
         self._give_back(self.batcher.discard())
-        self._hasten_retries()
+        self._hand_back_retries()
         await self._until_settled(self.ledger.assigned())
         if self._sink is not None:
             await self._sink.flush()
@@ -247,8 +254,9 @@ class TaskStream:
                     await self._sink.flush()
             await self._sink.abort()
         try:
-            await self._commit()
-        except BrokerError as error:
+            async with asyncio.timeout(LAST_COMMIT_S):
+                await self._commit()
+        except (BrokerError, TimeoutError) as error:
             log.warning(
                 "task %s: the last commit failed, so that some records will be read again: %s", self.name, error
             )
@@ -336,7 +344,9 @@ class TaskStream:
             *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.message),
         )
         decision = self._isolation.decide(batch, failure)
-        if isinstance(decision, Retry):
+        if isinstance(decision, Retry) and all(span.lease in self._letting_go for span in batch.spans):
+            self._hand_back(batch)
+        elif isinstance(decision, Retry):
             handle = asyncio.get_running_loop().call_later(decision.delay_s, self._retry, decision.batch.id)
             self._retries[decision.batch.id] = (handle, decision.batch)
         elif isinstance(decision, Split):
@@ -365,7 +375,8 @@ class TaskStream:
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
         """Every record of the batch has failed for good."""
         report = BatchReport(batch, worker, b"{}", attempts=batch.attempt)
-        self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
+        if all(self.ledger.is_live(span.lease) for span in batch.spans):
+            self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
@@ -531,7 +542,8 @@ class TaskStream:
         self.ends.clear()
         leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
         self._give_back(self.batcher.discard(leases))
-        self._hasten_retries()
+        self._letting_go |= leases
+        self._hand_back_retries()
         try:
             async with asyncio.timeout(self._drain_s):
                 await self._until_settled(partitions)
@@ -544,6 +556,8 @@ class TaskStream:
         with contextlib.suppress(BrokerError):
             await self._commit(partitions)
         self.ledger.close(partitions)
+        self._letting_go -= leases
+        self._gaps -= partitions
         self._settled.set()
         self._sequencer.forget(leases)
         for partition in partitions:
@@ -555,17 +569,21 @@ class TaskStream:
             self.ledger.discard(span)
         self._settled.set()
 
-    def _hasten_retries(self) -> None:
-        """Execute now what waits out its pause: others of its partition may be held back behind it."""
-        for handle, batch in self._retries.values():
-            handle.cancel()
-            self.again.append(batch)
-        self._retries.clear()
-        self._on_work()
+    def _hand_back_retries(self) -> None:
+        """Leave the retries that wait out their pause, of leases that end, to whoever reads the records next."""
+        for number, (handle, batch) in list(self._retries.items()):
+            if all(span.lease in self._letting_go for span in batch.spans):
+                handle.cancel()
+                del self._retries[number]
+                self._hand_back(batch)
+
+    def _hand_back(self, batch: Batch) -> None:
+        self._gaps |= {span.lease.partition for span in batch.spans}
+        self._give_back(batch.spans)
 
     async def _until_settled(self, partitions: Iterable[TopicPartition]) -> None:
         partitions = list(partitions)
-        while self.ledger.in_flight(partitions):
+        while self.ledger.in_flight([it for it in partitions if it not in self._gaps]):
             self._settled.clear()
             await self._settled.wait()
 

@@ -304,7 +304,7 @@ class Worker:
 
     def _log_once(self, task: str, failure: Failure, error: BaseException) -> None:
         """The traceback of each kind of failure, the first time; the parent logs every failure in a line."""
-        seen = (task, failure.stage, failure.message)
+        seen = (task, failure.stage, failure.kind)
         level = logging.DEBUG
         if seen not in self._logged and len(self._logged) < MAX_TRACEBACKS:
             self._logged.add(seen)
@@ -342,10 +342,11 @@ def _start_failure(error: Exception) -> dict[str, Any]:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(["backend.config", *map(str, first["loc"])])
-        return {"message": f"{where}: {first['msg']}; the backend's own configuration model says so", "final": True}
+        message = f"{where}: {first['msg']}; the backend's own configuration model says so"
+        return {"message": shorten(message), "final": True}
     text = str(error) or repr(error)
     message = text if isinstance(error, StreamprocError) else f"{type(error).__name__}: {text}"
-    return {"message": message, "final": isinstance(error, InferenceBackendLoadError | PreprocessorInitError)}
+    return {"message": shorten(message), "final": isinstance(error, InferenceBackendLoadError | PreprocessorInitError)}
 
 
 def _die_with_parent() -> None:
@@ -358,6 +359,21 @@ def _leave_it_to_the_parent(number: int, frame: object) -> None:
     """Not SIG_IGN, which processes that the backend starts would inherit."""
 
 
+def _let_children_be_terminated() -> None:
+    """Give what the backend forks the default SIGTERM back; blocked meanwhile, since the first may come at once."""
+    mask = [signal.SIGTERM]
+
+    def in_child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, mask),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, mask),
+        after_in_child=in_child,
+    )
+
+
 def main() -> None:
     """The entry of a worker process: the descriptors of its socket and of its segments are its arguments."""
     _die_with_parent()
@@ -365,6 +381,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A service manager may send SIGTERM to every process of the service; the parent drains, and ends the workers.
     signal.signal(signal.SIGTERM, _leave_it_to_the_parent)
+    _let_children_be_terminated()
     socket_fd, parent, *segment_fds = (int(argument) for argument in sys.argv[1:])
     if os.getppid() != parent:
         return

@@ -452,3 +452,14 @@ def test_a_worker_that_died_gets_nothing_more() -> None:
             assert not seen.failures
 
     run(test)
+
+
+def test_a_backend_can_terminate_what_it_forked() -> None:
+    async def test() -> None:
+        async with running_pool("Forking") as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            pool.submit(make(1, [{"id": 1}]))
+            await until(lambda: seen.answered() == 1, "the batch is answered")
+            assert results(seen.replies[0]) == [{"code": -signal.SIGTERM}]
+
+    run(test)
