@@ -54,7 +54,7 @@ def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit
         ("streamproc-error-message", failure.message.encode()),
         # A record that never reached the backend was looked at once, however often its batch was executed.
         ("streamproc-attempts", b"%d" % (1 if failure.stage in ("decode", "schema") else report.attempts)),
-        ("streamproc-worker", b"%d" % report.worker if report.worker >= 0 else b""),
+        ("streamproc-worker", b"%d" % report.worker),
     ]
     key, headers = record.key, [*record.headers, *ours]
     limit_bytes -= MARKS_BYTES

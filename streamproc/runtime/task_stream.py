@@ -148,7 +148,6 @@ class TaskStream:
             group_id=self.group, client_id=client_id, auto_offset_reset=self._settings.input.auto_offset_reset
         )
         self._producer = connections.producer(client_id=client_id, compression=self._settings.output.compression)
-        self._next_id = next_id
         self.batcher = Batcher(name, self._settings.batch, next_id)
         self.ledger = Ledger()
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
@@ -322,9 +321,8 @@ class TaskStream:
         report = BatchReport(
             batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
         )
-        if all(self.ledger.is_live(span.lease) for span in batch.spans):
-            results = reply.statuses.count(Status.RESULT)
-            self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
+        results = reply.statuses.count(Status.RESULT)
+        self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
         start = 0
         for span in batch.spans:
             stop = start + len(span.records)
@@ -375,13 +373,14 @@ class TaskStream:
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
         """Every record of the batch has failed for good."""
         report = BatchReport(batch, worker, b"{}", attempts=batch.attempt)
-        if all(self.ledger.is_live(span.lease) for span in batch.spans):
-            self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
+        self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
 
     def _report(self, report: BatchReport, metrics: dict[str, Any], results: int, failed: int, wall_ms: float) -> None:
+        if not all(self.ledger.is_live(span.lease) for span in report.batch.spans):
+            return  # its partition has moved, and the new owner will report these records
         self._open_sink.write_metrics(
             self.name,
             batch_record(
