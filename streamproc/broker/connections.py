@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from aiokafka.partitioner import murmur2
-
 from streamproc.broker.connection import probe
 from streamproc.broker.consumer import KafkaConsumer
 from streamproc.broker.interface import Compression, Consumer, OffsetReset, Producer
+from streamproc.broker.partitioner import partition_of_key
 from streamproc.broker.producer import KafkaProducer
 from streamproc.settings import KafkaSettings
 
@@ -32,5 +31,5 @@ class KafkaConnections:
         return KafkaProducer(self._settings, client_id=client_id, compression=compression)
 
     def partition_of_key(self, key: bytes, partitions: int) -> int:
-        """The partition that Kafka's own clients choose for a key: murmur2, made positive, modulo the count."""
-        return int(murmur2(key) & 0x7FFFFFFF) % partitions
+        """The partition that Kafka's own clients choose for a key."""
+        return partition_of_key(key, partitions)

@@ -9,8 +9,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
-from aiokafka.partitioner import murmur2
-
 from streamproc.broker.interface import (
     Compression,
     ConfigEntry,
@@ -30,6 +28,7 @@ from streamproc.broker.memory_log import (
     PartitionLog,
     size_of,
 )
+from streamproc.broker.partitioner import partition_of_key
 from streamproc.errors import BrokerError, RecordTooLargeError, TopicMissingError
 from streamproc.records import TopicPartition
 
@@ -163,7 +162,7 @@ class MemoryBroker:
 
     def partition_of_key(self, key: bytes, partitions: int) -> int:
         """The partition that Kafka's own clients choose for a key."""
-        return int(murmur2(key) & 0x7FFFFFFF) % partitions
+        return partition_of_key(key, partitions)
 
     def admin(self) -> MemoryAdmin:
         """Administers this broker."""
