@@ -37,7 +37,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streamproc.broker.connection import check_group, check_topics, client_options, first_connection, is_embedded
 from streamproc.broker.interface import OffsetReset, Rebalanced
-from streamproc.broker.offsets import corrected_ends
+from streamproc.broker.offsets import committed_offsets, corrected_ends
 from streamproc.broker.translation import rejected, translate
 from streamproc.errors import BrokerUnreachableError, CommitRejectedError, StreamprocError
 from streamproc.records import Record, TopicPartition
@@ -313,18 +313,24 @@ class KafkaConsumer:
         if not waiter.cancelled():
             waiter.result()
 
+    def _silent_for_s(self) -> float:
+        """How long the group has not said that we are a member."""
+        return time.monotonic() - (self._heard_at or 0.0)
+
     def _in_session(self) -> bool:
         """Whether nobody else can have our partitions yet."""
-        silent_s = time.monotonic() - (self._heard_at or 0.0)
-        silent = silent_s > self._session_s
-        if silent and not self._silent:
-            log.warning(
-                "group %s has answered no heartbeat for %.1f s (kafka.session_timeout_ms is %g); reading pauses until "
-                "it does, since others may read our partitions by now",
-                *(self._group_id, silent_s, self._session_s * 1_000),
-            )
-        self._silent = silent
-        return not silent and self.is_member()
+        silent_s = self._silent_for_s()
+        if (silent_s > self._session_s) != self._silent:
+            self._silent = not self._silent
+            if self._silent:
+                log.warning(
+                    "group %s has answered no heartbeat for %.1f s (kafka.session_timeout_ms is %g); reading pauses "
+                    "until it does, since others may read our partitions by now",
+                    *(self._group_id, silent_s, self._session_s * 1_000),
+                )
+            else:
+                log.info("group %s answers again; reading goes on", self._group_id)
+        return not self._silent and self.is_member()
 
     def _listen_for_heartbeats(self) -> None:
         """Note when the group last said that we are a member: aiokafka keeps that to itself."""
@@ -333,16 +339,26 @@ class KafkaConsumer:
             beat = coordinator._do_heartbeat  # noqa: SLF001
 
             async def noted() -> bool:
+                if self._silent_for_s() > self._session_s and not await self._coordinator_knows():
+                    return False
                 sent_at = time.monotonic()
                 answered = bool(await beat())
                 if answered:
                     self._heard_at = sent_at
-                    if self._silent:
-                        self._notify()
+                    self._notify()
                 return answered
 
             coordinator._do_heartbeat = noted  # noqa: SLF001
         self._heard_at = time.monotonic()
+
+    async def _coordinator_knows(self) -> bool:
+        """Whether the coordinator has loaded its groups: until then it answers every heartbeat well, in Kafka."""
+        try:
+            await committed_offsets(self._inner._client, self._group_id, list(self._assigned)[:1])  # noqa: SLF001
+        except (kafka.KafkaError, OSError) as error:
+            log.debug("the coordinator of group %s does not answer yet: %r", self._group_id, error)
+            return False
+        return True
 
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():

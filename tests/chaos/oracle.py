@@ -183,7 +183,7 @@ class TaskOracle:
                     self.findings.add("lost", f"{self.task} input {partition}@{offset} (number {number})")
         if exactly_once:
             for duplicate in self.duplicates:
-                self.findings.add("delivered twice", _told(self.task, duplicate))
+                self.findings.add("delivered twice", describe(self.task, duplicate))
 
     def check_commits(self, seen: Iterable[tuple[int, int, int]], final: Mapping[int, int]) -> None:
         """No commit ran ahead of the deliveries or went back, and all is committed at the end.
@@ -229,7 +229,8 @@ def _number_of(value: bytes) -> tuple[int, int] | None:
         return None
 
 
-def _told(task: str, it: Duplicate) -> str:
+def describe(task: str, it: Duplicate) -> str:
+    """A duplicate for people."""
     return f"{it.where}: input {task} {it.partition}@{it.offset} again, {it.at_ms - it.first_at_ms} ms later"
 
 

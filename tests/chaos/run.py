@@ -34,7 +34,7 @@ from streamproc.records import TopicPartition
 from streamproc.settings_loading import load_settings
 from tests.chaos.cluster import REPLICAS, Cluster
 from tests.chaos.load import Load
-from tests.chaos.oracle import ROUND_MS, Findings, TaskOracle, attribute, rounds_of
+from tests.chaos.oracle import ROUND_MS, Findings, TaskOracle, attribute, describe, rounds_of
 from tests.chaos.records import PARTITIONS
 from tests.chaos.replica import ROOT, Replica
 from tests.chaos.report import FaultReport, Report, TaskReport, show_report
@@ -48,6 +48,8 @@ SESSION_TIMEOUT_MS = 6_000
 MAX_IN_FLIGHT = 5_000
 RECOVERY_S = 90.0
 """How long a replica may take to be ready again, and the cluster to be in sync, before that is a finding."""
+PATIENCE_S = 5.0
+"""What is waited for longer is told."""
 CATCH_UP_S = 120.0
 COMMITS_EVERY_S = 0.5
 PROGRESS_EVERY_S = 10.0
@@ -300,8 +302,12 @@ class ChaosRun:
 
     async def _recovered(self, why_not: Callable[[], Awaitable[str | None]]) -> bool:
         """Wait until there is no reason left, at most ``RECOVERY_S``; whether that was so."""
-        deadline = time.monotonic() + RECOVERY_S
+        begun, said = time.monotonic(), ""
+        deadline = begun + RECOVERY_S
         while (why := await why_not()) is not None:
+            if time.monotonic() > begun + PATIENCE_S and why != said:
+                said = why
+                self._say(f"waiting: {why}")
             if time.monotonic() > deadline:
                 self._say(why)
                 self._findings.add(f"not recovered within {RECOVERY_S:g} s", f"at {self._now_s():.1f} s: {why}")
@@ -409,6 +415,11 @@ class ChaosRun:
             for index, replica in self._replicas.items()
         }
         unexplained = attribute(rounds, oracle.duplicates, samples)
+        for index, some in samples.items():
+            seen = " ".join(f"{self._since_start_s(at_ms):.1f}:{count}" for at_ms, count in some)
+            self._evidence(f"{task}, replica {index}, seconds and records in flight: {seen}")
+        for duplicate in oracle.duplicates:
+            self._evidence(f"{self._since_start_s(duplicate.at_ms):.2f} s {describe(task, duplicate)}")
         if unexplained:
             oracle.findings.add("duplicates before any rebalance", f"{task}", unexplained)
         for it in rounds:
@@ -419,6 +430,7 @@ class ChaosRun:
                     f"{it.duplicates} duplicates, {it.in_flight} in flight",
                     it.duplicates - it.in_flight,
                 )
+            self._evidence(f"{task}: {it} at {self._since_start_s(it.at_ms):.1f} s")
             if (fault := self._fault_behind(it.at_ms)) is not None:
                 for counts, more in (
                     (fault.rebalances, 1),
@@ -426,6 +438,11 @@ class ChaosRun:
                     (fault.in_flight, it.in_flight),
                 ):
                     counts[task] = counts.get(task, 0) + more
+
+    def _evidence(self, line: str) -> None:
+        """For whoever looks for a reason: what the bounds were computed from."""
+        with (self._options.directory / "evidence.txt").open("a") as file:
+            file.write(line + "\n")
 
     def _fault_behind(self, at_ms: int) -> FaultReport | None:
         """The fault that was the last to be able to cause a rebalance, before this one."""
