@@ -245,10 +245,10 @@ def _longest_gap_ms(times: Sequence[int]) -> int:
 
 # -------------------------------------------------------------------------------- duplicates, and what was in flight
 
+Sample = tuple[int, dict[int, tuple[int, int]]]
+"""What a process held at a time: by partition, the offsets that were committed and read."""
 ROUND_MS = 2_000
 """Assignments to several replicas within this time are of one rebalance."""
-BEFORE_MS = 3_000
-"""The last samples before a rebalance: what a replica had in flight is the most of them."""
 
 
 @dataclass(slots=True)
@@ -257,9 +257,12 @@ class Round:
 
     at_ms: int
     replicas: set[int]
+    held: dict[int, list[range]] = field(default_factory=dict)
+    """By partition, the offsets that processes had read and not committed, as last seen before."""
     in_flight: int = 0
-    """Records that the replicas had read and not committed, as last seen before."""
-    duplicates: int = 0
+    """How many they were."""
+    again: set[tuple[int, int]] = field(default_factory=set)
+    """Those of them that were delivered again."""
 
 
 def rounds_of(assignments: Iterable[tuple[int, int]]) -> list[Round]:
@@ -273,27 +276,52 @@ def rounds_of(assignments: Iterable[tuple[int, int]]) -> list[Round]:
     return rounds
 
 
-def in_flight_before(at_ms: int, samples: Sequence[tuple[int, int]]) -> int:
-    """What a replica had in flight at a time, by its samples (time, records): the most of the last ones.
+def held_before(at_ms: int, samples: Sequence[Sample], growth: int) -> dict[int, tuple[range, int]]:
+    """What a process had read and not committed at a time, by partition, and how many these were when it was last seen.
 
-    A replica that was killed, or that is paused, is asked in vain: then it is what was seen last.
+    A process that was killed, or is paused, is asked in vain: then it is what was seen last. Where it was still reading
+    at that time, it may have read up to ``growth`` more.
     """
     upto = bisect_right(samples, at_ms, key=lambda sample: sample[0])
-    recent = [count for time_ms, count in samples[:upto] if time_ms >= at_ms - BEFORE_MS]
-    return max(recent) if recent else samples[upto - 1][1] if upto else 0
+    if not upto:
+        return {}
+    last = samples[upto - 1][1]
+    before = samples[upto - 2][1] if upto > 1 else {}
+    return {
+        partition: (
+            range(committed, position + (0 if partition in before and before[partition][1] == position else growth)),
+            position - committed,
+        )
+        for partition, (committed, position) in last.items()
+    }
 
 
-def attribute(
-    rounds: Sequence[Round], duplicates: Sequence[Duplicate], samples: Mapping[int, Sequence[tuple[int, int]]]
-) -> int:
-    """Count each duplicate for the rebalance before it, and what was in flight then; how many came before any."""
-    for it in rounds:
-        it.in_flight = sum(in_flight_before(it.at_ms, some) for some in samples.values())
-    unexplained = 0
+def explain(
+    rounds: Sequence[Round],
+    duplicates: Iterable[Duplicate],
+    processes: Iterable[Sequence[Sample]],
+    growth: int,
+) -> list[Duplicate]:
+    """Find the rebalance behind each duplicate; those that have none.
+
+    A record may come again once for each rebalance before which somebody had it in flight: read and not committed.
+    """
+    for samples in processes:
+        for it in rounds:
+            for partition, (offsets, count) in held_before(it.at_ms, samples, growth).items():
+                it.held.setdefault(partition, []).append(offsets)
+                it.in_flight += count
+            if not samples or it.at_ms > samples[-1][0]:
+                break  # it has ended, and by now others have what was its own
+    unexplained = []
     for duplicate in duplicates:
-        index = bisect_right(rounds, duplicate.at_ms + CLOCK_MS, key=lambda it: it.at_ms) - 1
-        if index < 0:
-            unexplained += 1
+        record = (duplicate.partition, duplicate.offset)
+        upto = bisect_right(rounds, duplicate.at_ms + CLOCK_MS, key=lambda it: it.at_ms)
+        for it in reversed(rounds[:upto]):
+            held = it.held.get(duplicate.partition, ())
+            if record not in it.again and any(duplicate.offset in offsets for offsets in held):
+                it.again.add(record)
+                break
         else:
-            rounds[index].duplicates += 1
+            unexplained.append(duplicate)
     return unexplained

@@ -1,7 +1,7 @@
 """One replica: ``streamproc run`` in a process of its own, what is done to it, and what is seen of it.
 
 A replica that ends without having been told to is an *unexpected exit*. What is seen comes from its ``/status``, asked
-twice a second at its own port, which no cut reaches: how many records it has read and not committed, by task.
+twice a second at its own port, which no cut reaches: what it has read and not committed of each partition.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,12 @@ import orjson
 import psutil
 import yaml
 
+from tests.chaos.oracle import Sample
+
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.5
 STOP_WITHIN_S = 60.0
 TAIL_LINES = 25
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Records that a replica had read and not committed, by task, at a time (ms since 1970)."""
-
-    at_ms: int
-    uncommitted: dict[str, int]
 
 
 class Replica:
@@ -53,10 +47,10 @@ class Replica:
         self._committed = committed
         self._process: subprocess.Popen[bytes] | None = None
         self.paused = False
-        self.samples: list[Sample] = []
+        self.samples: list[dict[str, list[Sample]]] = []
+        """What was seen of each of its processes, by task."""
         self.unexpected: list[str] = []
         """Ends that nobody asked for, each with the end of the log."""
-        self.starts = 0
         self._workers: list[int] = []
 
     # -- what is done to it
@@ -74,7 +68,7 @@ class Replica:
                 cwd=ROOT,
                 start_new_session=True,  # Ctrl-C is for the one who started the run
             )
-        self.starts += 1
+        self.samples.append(defaultdict(list))
 
     def kill(self) -> None:
         """End it without warning; its workers notice by themselves."""
@@ -163,23 +157,17 @@ class Replica:
 
     def _seen(self, status: dict[str, Any]) -> None:
         self._workers = [it["pid"] for it in status["workers"] if it["pid"]]
-        self.samples.append(
-            Sample(
-                int(time.time() * 1_000),
-                {
-                    name: sum(self._uncommitted(name, it) for it in task["partitions"])
-                    for name, task in status["tasks"].items()
-                },
-            )
-        )
+        at_ms = int(time.time() * 1_000)
+        for name, task in status["tasks"].items():
+            held = dict(self._held(name, it) for it in task["partitions"])
+            self.samples[-1][name].append((at_ms, held))
 
-    def _uncommitted(self, task: str, partition: dict[str, Any]) -> int:
-        position, committed = partition["position"], partition["committed"]
-        if position is None:
-            return 0
+    def _held(self, task: str, partition: dict[str, Any]) -> tuple[int, tuple[int, int]]:
+        """A partition, and the offsets that were committed and read."""
+        number, position, committed = partition["partition"], partition["position"], partition["committed"]
         if committed is None:  # under this assignment, so far
-            committed = self._committed(task, partition["partition"])
-        return int(max(0, position - committed))
+            committed = self._committed(task, number)
+        return number, (committed, max(committed, position or 0))
 
     def assignments(self, task: str) -> list[int]:
         """When partitions of a task were assigned to it, in milliseconds since 1970, from its log."""

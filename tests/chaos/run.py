@@ -34,7 +34,7 @@ from streamproc.records import TopicPartition
 from streamproc.settings_loading import load_settings
 from tests.chaos.cluster import REPLICAS, Cluster
 from tests.chaos.load import Load
-from tests.chaos.oracle import ROUND_MS, Findings, TaskOracle, attribute, describe, rounds_of
+from tests.chaos.oracle import ROUND_MS, Findings, Round, TaskOracle, describe, explain, rounds_of
 from tests.chaos.records import PARTITIONS
 from tests.chaos.replica import ROOT, Replica
 from tests.chaos.report import FaultReport, Report, TaskReport, show_report
@@ -49,7 +49,7 @@ MAX_IN_FLIGHT = 5_000
 RECOVERY_S = 90.0
 """How long a replica may take to be ready again, and the cluster to be in sync, before that is a finding."""
 PATIENCE_S = 5.0
-"""What is waited for longer is told."""
+"""What is waited for longer is told, this often."""
 CATCH_UP_S = 120.0
 COMMITS_EVERY_S = 0.5
 PROGRESS_EVERY_S = 10.0
@@ -302,11 +302,11 @@ class ChaosRun:
 
     async def _recovered(self, why_not: Callable[[], Awaitable[str | None]]) -> bool:
         """Wait until there is no reason left, at most ``RECOVERY_S``; whether that was so."""
-        begun, said = time.monotonic(), ""
-        deadline = begun + RECOVERY_S
+        deadline = time.monotonic() + RECOVERY_S
+        tell_at = time.monotonic() + PATIENCE_S
         while (why := await why_not()) is not None:
-            if time.monotonic() > begun + PATIENCE_S and why != said:
-                said = why
+            if time.monotonic() > tell_at:
+                tell_at += PATIENCE_S
                 self._say(f"waiting: {why}")
             if time.monotonic() > deadline:
                 self._say(why)
@@ -367,12 +367,12 @@ class ChaosRun:
             oracle, told = await self._judge(task, exactly_once=exactly_once)
             self._report.tasks[task] = told
             records += told.records
-            self._attribute(task, oracle, bounded=not exactly_once)
+            self._attribute(task, oracle)
             told.rebalances = sum(it.rebalances.get(task, 0) for it in self._report.faults)
             for what, finding in oracle.findings.items():
                 self._findings[f"{task}: {what}"] = finding
         self._report.records_per_s = records / self._report.seconds
-        self._report.starts = {f"replica {index}": it.starts for index, it in self._replicas.items()}
+        self._report.starts = {f"replica {index}": len(it.samples) for index, it in self._replicas.items()}
         self._report.worker_restarts = sum(it.count_in_log(b"; starting another") for it in self._replicas.values())
 
     async def _judge(self, task: str, *, exactly_once: bool) -> tuple[TaskOracle, TaskReport]:
@@ -407,42 +407,36 @@ class ChaosRun:
             longest_partition_stall_s=partition_stall_s,
         )
 
-    def _attribute(self, task: str, oracle: TaskOracle, *, bounded: bool) -> None:
+    def _attribute(self, task: str, oracle: TaskOracle) -> None:
         """Say which fault brought which duplicates, and whether they were in flight."""
         rounds = rounds_of((at_ms, it.index) for it in self._replicas.values() for at_ms in it.assignments(task))
-        samples = {
-            index: [(sample.at_ms, sample.uncommitted.get(task, 0)) for sample in replica.samples]
-            for index, replica in self._replicas.items()
-        }
-        unexplained = attribute(rounds, oracle.duplicates, samples)
-        for index, some in samples.items():
-            seen = " ".join(f"{self._since_start_s(at_ms):.1f}:{count}" for at_ms, count in some)
-            self._evidence(f"{task}, replica {index}, seconds and records in flight: {seen}")
-        for duplicate in oracle.duplicates:
-            self._evidence(f"{self._since_start_s(duplicate.at_ms):.2f} s {describe(task, duplicate)}")
-        if unexplained:
-            oracle.findings.add("duplicates before any rebalance", f"{task}", unexplained)
+        processes = [process[task] for it in self._replicas.values() for process in it.samples]
+        for duplicate in explain(rounds, oracle.duplicates, processes, MAX_IN_FLIGHT):
+            oracle.findings.add("duplicates of what was not in flight", describe(task, duplicate))
         for it in rounds:
-            if bounded and it.duplicates > it.in_flight:
-                oracle.findings.add(
-                    "duplicates beyond what was in flight",
-                    f"{task}, rebalance at {self._since_start_s(it.at_ms):.1f} s, to replicas {sorted(it.replicas)}: "
-                    f"{it.duplicates} duplicates, {it.in_flight} in flight",
-                    it.duplicates - it.in_flight,
-                )
-            self._evidence(f"{task}: {it} at {self._since_start_s(it.at_ms):.1f} s")
             if (fault := self._fault_behind(it.at_ms)) is not None:
                 for counts, more in (
                     (fault.rebalances, 1),
-                    (fault.duplicates, it.duplicates),
+                    (fault.duplicates, len(it.again)),
                     (fault.in_flight, it.in_flight),
                 ):
                     counts[task] = counts.get(task, 0) + more
+        self._write_evidence(task, oracle, rounds)
 
-    def _evidence(self, line: str) -> None:
-        """For whoever looks for a reason: what the bounds were computed from."""
-        with (self._options.directory / "evidence.txt").open("a") as file:
-            file.write(line + "\n")
+    def _write_evidence(self, task: str, oracle: TaskOracle, rounds: Sequence[Round]) -> None:
+        """For whoever looks for a reason: what the figures were computed from."""
+        with (self._options.directory / f"evidence-{task}.txt").open("w") as file:
+            for it in rounds:
+                file.write(
+                    f"{self._since_start_s(it.at_ms):.1f} s: rebalance, partitions to replicas {sorted(it.replicas)}, "
+                    f"{it.in_flight} in flight before, {len(it.again)} of them delivered again\n"
+                )
+            for duplicate in oracle.duplicates:
+                file.write(f"{self._since_start_s(duplicate.at_ms):.2f} s: {describe(task, duplicate)}\n")
+            for index, replica in self._replicas.items():
+                for number, process in enumerate(replica.samples, 1):
+                    for at_ms, held in process[task]:
+                        file.write(f"{self._since_start_s(at_ms):.1f} s: replica {index}, process {number}: {held}\n")
 
     def _fault_behind(self, at_ms: int) -> FaultReport | None:
         """The fault that was the last to be able to cause a rebalance, before this one."""

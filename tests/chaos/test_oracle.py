@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.chaos.oracle import (
-    BEFORE_MS,
     CLOCK_MS,
     ROUND_MS,
     Duplicate,
+    Sample,
     TaskOracle,
-    attribute,
-    in_flight_before,
+    explain,
+    held_before,
     rounds_of,
 )
 from tests.chaos.records import Fate, answer_to, fate_of, value_of
@@ -211,26 +211,70 @@ def test_assignments_to_several_replicas_are_one_rebalance() -> None:
     ]
 
 
-def test_in_flight_is_the_most_of_the_last_samples_or_what_was_seen_last() -> None:
-    samples = [(1_000, 900), (2_000, 50), (2_500, 70), (3_000, 60)]
-    assert in_flight_before(3_000, samples) == 900
-    assert in_flight_before(1_001 + BEFORE_MS, samples) == 70
-    assert in_flight_before(1_000_000, samples) == 60
-    assert in_flight_before(999, samples) == 0
+def held(committed: int, position: int) -> dict[int, tuple[int, int]]:
+    return {0: (committed, position)}
+
+
+def again(offset: int, at_ms: int) -> Duplicate:
+    return Duplicate(at_ms, 0, offset, "", 0)
+
+
+GROWTH = 50
+
+
+def test_what_was_seen_last_is_what_a_process_held_and_more_where_it_was_still_reading() -> None:
+    samples: list[Sample] = [(1_000, held(10, 20)), (1_500, held(12, 30)), (2_000, held(15, 30)), (2_500, {})]
+    assert held_before(999, samples, GROWTH) == {}
+    assert held_before(1_000, samples, GROWTH) == {0: (range(10, 20 + GROWTH), 10)}
+    assert held_before(1_999, samples, GROWTH) == {0: (range(12, 30 + GROWTH), 18)}
+    assert held_before(2_499, samples, GROWTH) == {0: (range(15, 30), 15)}
+    assert held_before(9_999, samples, GROWTH) == {}
+
+
+def test_a_duplicate_was_in_flight_before_a_rebalance_or_has_no_reason() -> None:
+    zombie: list[Sample] = [(1_000, held(10, 20)), (1_500, held(10, 20)), (9_000, held(10, 99))]
+    rounds = rounds_of([(500, 1), (6_000, 2)])
+    read_later = again(20, 8_000)
+    early = again(15, 400)
+    other = Duplicate(7_000, 1, 15, "", 0)
+    twice = [again(15, 7_000), again(15, 8_000)]
+    assert explain(
+        rounds, [again(10, 6_000), *twice, again(19, 8_000), read_later, early, other], [zombie], GROWTH
+    ) == [
+        twice[1],
+        read_later,
+        early,
+        other,
+    ]
+    assert [(it.in_flight, it.again) for it in rounds] == [(0, set()), (10, {(0, 10), (0, 15), (0, 19)})]
+
+
+def test_a_record_may_come_again_for_each_rebalance_before_which_it_was_in_flight() -> None:
+    first: list[Sample] = [(1_000, held(10, 20)), (1_500, held(10, 20))]
+    second: list[Sample] = [(3_000, held(10, 18)), (3_500, held(10, 18))]
+    rounds = rounds_of([(2_600, 2), (8_000, 3)])
+    assert explain(rounds, [again(12, 4_000), again(12, 8_500), again(19, 8_600)], [first, second], GROWTH) == []
+    assert [(it.in_flight, it.again) for it in rounds] == [(10, {(0, 12), (0, 19)}), (8, {(0, 12)})]
+
+
+def test_what_a_process_held_that_ended_counts_for_the_next_rebalance_alone() -> None:
+    killed: list[Sample] = [(1_000, held(10, 20)), (1_500, held(10, 30))]
+    rounds = rounds_of([(7_000, 2), (12_000, 3)])
+    assert explain(rounds, [again(30 + GROWTH - 1, 7_500)], [killed, []], GROWTH) == []
+    assert [it.in_flight for it in rounds] == [20, 0]
 
 
 @given(
     st.lists(st.tuples(st.integers(0, 50_000), st.integers(1, 4)), max_size=20),
-    st.lists(st.integers(0, 50_000), max_size=50),
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 50_000)), max_size=50),
 )
-def test_each_duplicate_belongs_to_the_rebalance_before_it_or_to_none(
-    assignments: list[tuple[int, int]], times: list[int]
+def test_at_most_what_was_in_flight_is_explained(
+    assignments: list[tuple[int, int]], repetitions: list[tuple[int, int]]
 ) -> None:
     rounds = rounds_of(assignments)
-    duplicates = [Duplicate(at_ms, 0, 0, "", 0) for at_ms in times]
-    unexplained = attribute(rounds, duplicates, {1: [(0, 10)], 2: [(0, 5)]})
-    ends = [it.at_ms for it in rounds[1:]] + [10**9]
-    for it, until in zip(rounds, ends, strict=False):
-        assert it.duplicates == sum(it.at_ms <= at_ms + CLOCK_MS < until for at_ms in times)
-        assert it.in_flight == 15
-    assert unexplained + sum(it.duplicates for it in rounds) == len(times)
+    duplicates = [again(offset, at_ms) for offset, at_ms in repetitions]
+    samples: list[Sample] = [(0, held(0, 10)), (1, held(0, 10)), (50_000, held(0, 10))]
+    unexplained = explain(rounds, duplicates, [samples], 0)
+    assert all(len(it.again) <= it.in_flight <= 10 for it in rounds)
+    assert len(unexplained) + sum(len(it.again) for it in rounds) == len(duplicates)
+    assert all(any(it is some for some in duplicates) for it in unexplained)
