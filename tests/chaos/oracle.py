@@ -276,24 +276,22 @@ def rounds_of(assignments: Iterable[tuple[int, int]]) -> list[Round]:
     return rounds
 
 
-def held_before(at_ms: int, samples: Sequence[Sample], growth: int) -> dict[int, tuple[range, int]]:
-    """What a process had read and not committed at a time, by partition, and how many these were when it was last seen.
+def held_before(since_ms: int, at_ms: int, samples: Sequence[Sample], growth: int) -> dict[int, tuple[range, int]]:
+    """What a process had read and not committed before a rebalance, by partition, and how many these were last seen.
 
+    What it held at some time since the rebalance before counts, since it lets go of partitions before others get them.
     A process that was killed, or is paused, is asked in vain: then it is what was seen last. Where it was still reading
     at that time, it may have read up to ``growth`` more.
     """
     upto = bisect_right(samples, at_ms, key=lambda sample: sample[0])
-    if not upto:
-        return {}
-    last = samples[upto - 1][1]
-    before = samples[upto - 2][1] if upto > 1 else {}
-    return {
-        partition: (
-            range(committed, position + (0 if partition in before and before[partition][1] == position else growth)),
-            position - committed,
-        )
-        for partition, (committed, position) in last.items()
-    }
+    begin = min(bisect_right(samples, since_ms, key=lambda sample: sample[0]), max(upto - 1, 0))
+    held = {}
+    for index in range(begin, upto):
+        before = samples[index - 1][1] if index else {}
+        for partition, (committed, position) in samples[index][1].items():
+            reading = before.get(partition, (0, 0))[1] != position
+            held[partition] = (range(committed, position + growth * reading), position - committed)
+    return held
 
 
 def explain(
@@ -307,10 +305,12 @@ def explain(
     A record may come again once for each rebalance before which somebody had it in flight: read and not committed.
     """
     for samples in processes:
+        since_ms = 0
         for it in rounds:
-            for partition, (offsets, count) in held_before(it.at_ms, samples, growth).items():
+            for partition, (offsets, count) in held_before(since_ms, it.at_ms, samples, growth).items():
                 it.held.setdefault(partition, []).append(offsets)
                 it.in_flight += count
+            since_ms = it.at_ms
             if not samples or it.at_ms > samples[-1][0]:
                 break  # it has ended, and by now others have what was its own
     unexplained = []

@@ -224,11 +224,18 @@ GROWTH = 50
 
 def test_what_was_seen_last_is_what_a_process_held_and_more_where_it_was_still_reading() -> None:
     samples: list[Sample] = [(1_000, held(10, 20)), (1_500, held(12, 30)), (2_000, held(15, 30)), (2_500, {})]
-    assert held_before(999, samples, GROWTH) == {}
-    assert held_before(1_000, samples, GROWTH) == {0: (range(10, 20 + GROWTH), 10)}
-    assert held_before(1_999, samples, GROWTH) == {0: (range(12, 30 + GROWTH), 18)}
-    assert held_before(2_499, samples, GROWTH) == {0: (range(15, 30), 15)}
-    assert held_before(9_999, samples, GROWTH) == {}
+    assert held_before(0, 999, samples, GROWTH) == {}
+    assert held_before(0, 1_000, samples, GROWTH) == {0: (range(10, 20 + GROWTH), 10)}
+    assert held_before(0, 1_999, samples, GROWTH) == {0: (range(12, 30 + GROWTH), 18)}
+    assert held_before(0, 2_499, samples, GROWTH) == {0: (range(15, 30), 15)}
+
+
+def test_what_a_process_let_go_since_the_last_rebalance_was_in_flight_before_this_one() -> None:
+    samples: list[Sample] = [(1_500, held(12, 30)), (2_000, held(15, 30)), (2_500, {}), (3_000, {})]
+    assert held_before(1_800, 2_700, samples, GROWTH) == {0: (range(15, 30), 15)}
+    assert held_before(2_000, 2_700, samples, GROWTH) == {}
+    assert held_before(2_600, 9_000, samples, GROWTH) == {}
+    assert held_before(1_600, 1_700, samples, GROWTH) == {0: (range(12, 30 + GROWTH), 18)}
 
 
 def test_a_duplicate_was_in_flight_before_a_rebalance_or_has_no_reason() -> None:
