@@ -15,6 +15,7 @@
                   ├ BrokerAuthorizationError           an operation is not allowed
                   ├ TopicMissingError                  a topic that the settings name does not exist
                   ├ CommitRejectedError                the group has moved on since; harmless
+                  ├ TransactionAbortedError            a transaction was given up; its records are processed again
                   ├ RecordTooLargeError                a topic refuses a batch for its size
                   └ EmbeddedBrokerError                the embedded broker cannot be found or started
     pool     ─► PoolError                            the worker processes
@@ -124,6 +125,10 @@ class TopicMissingError(BrokerError):
 
 class CommitRejectedError(BrokerError):
     """The group rebalanced before the commit arrived: another member owns the partitions now."""
+
+
+class TransactionAbortedError(BrokerError):
+    """A transaction was given up: nothing of it is visible, and its records are processed again."""
 
 
 class RecordTooLargeError(BrokerError):

@@ -93,6 +93,8 @@ class KafkaSettings(Section):
     """A replica that does not poll for this long is taken out of the group; inference never blocks polling."""
     request_timeout_ms: int = Field(default=40_000, ge=1_000)
     """How long one request to a broker may take."""
+    transaction_timeout_ms: int = Field(default=10_000, ge=1_000)
+    """With exactly_once: a transaction that takes longer is aborted; it holds up its readers while it is open."""
     connect_timeout_s: float = Field(default=10.0, gt=0)
     """How long to try to reach a broker at start before giving up."""
     fetch_max_bytes: int = Field(default=52_428_800, ge=1_024)
@@ -251,16 +253,21 @@ class TaskSettings(Section):
     ordering: Literal["partition", "key", "unordered"] = "partition"
     """Results in input order per partition, per key, or as they complete."""
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
-    """`exactly_once` is reserved and not available yet."""
+    """`exactly_once`: results and offsets in one transaction, in input order per partition whatever `ordering` says."""
     on_error: ErrorSettings = ErrorSettings()
     limits: LimitSettings = LimitSettings()
-    commit_interval_ms: int = Field(default=1_000, ge=10)
-    """Offsets of settled records are committed, and metrics records written, this often."""
+    commit_interval_ms: int | None = Field(default=None, ge=10)
+    """Offsets are committed, and metrics records written, this often; 1000 by default, and 100 with exactly_once, whose
+    results become visible with the commit."""
+
+    @property
+    def commit_interval_s(self) -> float:
+        """Seconds between commits, the default filled in."""
+        default_ms = 100 if self.delivery == "exactly_once" else 1_000
+        return (default_ms if self.commit_interval_ms is None else self.commit_interval_ms) / 1_000
 
     @model_validator(mode="after")
     def _limits_fit_a_batch(self) -> Self:
-        if self.delivery == "exactly_once":
-            raise CrossFieldError("exactly_once is not available yet", hint="use at_least_once", keys=[("delivery",)])
         if self.limits.max_in_flight_records < self.batch.max_size:
             raise CrossFieldError(
                 f"{self.limits.max_in_flight_records} is below batch.max_size ({self.batch.max_size}), so that a batch "
@@ -341,6 +348,18 @@ class Settings(Section):
                     f"task {task} writes two of results, metrics and dead letters to one topic",
                     hint="name its output.topic, metrics.topic and dead_letters.topic apart",
                     keys=[(*here, "dead_letters", "topic"), (*here, "metrics", "topic"), (*here, "output", "topic")],
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _transactions_outlast_commits(self) -> Self:
+        for name, task in self.tasks.items():
+            if task.delivery == "exactly_once" and task.commit_interval_s * 2_000 > self.kafka.transaction_timeout_ms:
+                raise CrossFieldError(
+                    f"{self.kafka.transaction_timeout_ms} is less than twice tasks.{name}.commit_interval_ms "
+                    f"({task.commit_interval_s * 1_000:g}), so that transactions would be aborted while they are open",
+                    hint="raise the one or lower the other",
+                    keys=[("kafka", "transaction_timeout_ms"), ("tasks", name, "commit_interval_ms")],
                 )
         return self
 

@@ -54,6 +54,9 @@ class KafkaProducer:
         max_queued_batches: How many batches may wait for their acknowledgement before ``send_batch`` waits.
     """
 
+    _transactional = 0
+    """How aiokafka's batches say whether they belong to a transaction."""
+
     def __init__(
         self,
         settings: KafkaSettings,
@@ -70,7 +73,7 @@ class KafkaProducer:
         self._places = asyncio.Semaphore(max_queued_batches)
         self._order = asyncio.Lock()
         self._inner: Any = None
-        self._sequences: _Sequences | None = None
+        self._sequences: Sequences | None = None
         self._stopped = False
 
     async def start(self) -> None:
@@ -84,11 +87,25 @@ class KafkaProducer:
                 "the broker at %s supports no idempotent producers: results may arrive twice after a lost connection",
                 settings.bootstrap_servers,
             )
+        self._inner = self._make(options, enable_idempotence=idempotent)
+        if idempotent:
+            self._sequences = Sequences(self._inner._txn_manager)  # noqa: SLF001
         try:
-            self._inner = AIOKafkaProducer(
+            async with asyncio.timeout(settings.connect_timeout_s):
+                await self._inner.start()
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, kafka.KafkaError | OSError):
+                raise translate(error, settings, doing="start a producer") from error
+            raise
+
+    def _make(self, options: dict[str, Any], **more: Any) -> Any:
+        """An aiokafka producer, not started. Raises SettingsError where the compression is not installed."""
+        try:
+            return AIOKafkaProducer(
                 **options,
+                **more,
                 acks="all",
-                enable_idempotence=idempotent,
                 compression_type=None if self._compression == "none" else self._compression,
                 max_batch_size=self._max_batch_bytes,
                 linger_ms=0,
@@ -99,16 +116,6 @@ class KafkaProducer:
                 setting="output.compression",
                 hint="pip install cramjam, or use gzip or none",
             ) from error
-        if idempotent:
-            self._sequences = _Sequences(self._inner._txn_manager)  # noqa: SLF001
-        try:
-            async with asyncio.timeout(settings.connect_timeout_s):
-                await self._inner.start()
-        except BaseException as error:
-            await self.stop()
-            if isinstance(error, kafka.KafkaError | OSError):
-                raise translate(error, settings, doing="start a producer") from error
-            raise
 
     async def stop(self) -> None:
         """Flush what was submitted, for as long as a request may take, and close the connections."""
@@ -142,7 +149,7 @@ class KafkaProducer:
         """
         limit = self._max_batch_bytes if max_bytes is None else min(max_bytes, self._max_batch_bytes)
         compression = self._inner._message_accumulator._compression_type  # noqa: SLF001
-        return _Builder(limit, compression)
+        return _Builder(limit, compression, is_transactional=self._transactional)
 
     async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
         """Queue a batch, waiting for a place; the future resolves when the broker acknowledged it.
@@ -159,7 +166,7 @@ class KafkaProducer:
             if failed is not None or self._stopped:
                 self._places.release()
                 error = failed or kafka.ProducerClosed("the producer is stopped")
-                raise translate(error, self._settings, doing=f"write to topic {topic}", topic=topic) from failed
+                raise self._translated(error, topic) from failed
             return self._queue(accumulator, batch, topic, partition)
 
     def _queue(self, accumulator: Any, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
@@ -220,7 +227,10 @@ class KafkaProducer:
             raise translate(error, self._settings, doing=f"look at topic {topic}", topic=topic) from error
 
     def _explain(self, topic: str) -> Callable[[BaseException], BrokerError]:
-        return lambda error: translate(error, self._settings, doing=f"write to topic {topic}", topic=topic)
+        return lambda error: self._translated(error, topic)
+
+    def _translated(self, error: BaseException, topic: str) -> BrokerError:
+        return translate(error, self._settings, doing=f"write to topic {topic}", topic=topic)
 
     def _leave(self, _: object) -> None:
         self._places.release()
@@ -264,7 +274,7 @@ class _Builder(KafkaBatchBuilder):  # type: ignore[misc] # aiokafka ships no typ
         return int(self._relative_offset)
 
 
-class _Sequences:
+class Sequences:
     """The sequence numbers of an idempotent producer, kept right where aiokafka lets them go wrong."""
 
     def __init__(self, manager: Any) -> None:
@@ -276,11 +286,15 @@ class _Sequences:
         numbers = self._manager._sequence_numbers  # noqa: SLF001
         numbers[partition] = (numbers[partition] + increment) % _SEQUENCE_RANGE
 
+    def give_back(self, batch: Any) -> None:
+        """Use a batch's numbers again: the broker has certainly not written it."""
+        self._increment(batch.tp, -batch.record_count)
+
     def after_failure(self, batch: Any, error: BaseException) -> None:
         """Make the partition usable again after a batch that will not be sent again."""
         confused = isinstance(error, kafka.OutOfOrderSequenceNumber | kafka.UnknownProducerId | kafka.ProducerFenced)
         if batch.retry_count == 1 and not confused:
-            self._increment(batch.tp, -batch.record_count)
+            self.give_back(batch)
         elif batch.retry_count:
             log.warning("taking a new producer id after %r for %s", error, batch.tp)
             self._manager._pid_and_epoch = PidAndEpoch(NO_PRODUCER_ID, NO_PRODUCER_EPOCH)  # noqa: SLF001
@@ -297,7 +311,7 @@ class _SubmittedBatch(MessageBatch):  # type: ignore[misc] # aiokafka ships no t
         builder: Any,
         ttl_s: float,
         explain: Callable[[BaseException], BrokerError],
-        sequences: _Sequences | None,
+        sequences: Sequences | None,
     ) -> None:
         super().__init__(to, builder, ttl_s, 0)
         self._explain = explain

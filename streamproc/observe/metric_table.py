@@ -215,6 +215,13 @@ def _kafka() -> tuple[MetricSpec, ...]:
     return (
         _spec(group, "counter", "commits_total", "Offset commits that the broker accepted.", "task"),
         _spec(group, "counter", "commit_failures_total", "Offset commits that failed or were rejected.", "task"),
+        _spec(
+            group,
+            "counter",
+            "transactions_aborted_total",
+            "Transactions that were given up, and their records processed again; with exactly_once.",
+            "task",
+        ),
         _spec(group, "counter", "rebalances_total", "Assignments of partitions to this replica.", "task"),
         _spec(
             group,

@@ -74,6 +74,7 @@ class Metrics:
         self.committed_offset = self._gauge("streamproc_committed_offset")
         self.commits = self._counter("streamproc_commits_total")
         self.commit_failures = self._counter("streamproc_commit_failures_total")
+        self.transactions_aborted = self._counter("streamproc_transactions_aborted_total")
         self.rebalances = self._counter("streamproc_rebalances_total")
         self.producer_batches = self._counter("streamproc_producer_batches_total")
         self.producer_errors = self._counter("streamproc_producer_errors_total")
@@ -165,6 +166,7 @@ class TaskMetrics:
         self.pauses = metrics.pauses.labels(task)
         self.commits = metrics.commits.labels(task)
         self.commit_failures = metrics.commit_failures.labels(task)
+        self.transactions_aborted = metrics.transactions_aborted.labels(task)
         self.rebalances = metrics.rebalances.labels(task)
         self.producer_batches: dict[ProducerOutput, Counter] = {
             output: metrics.producer_batches.labels(task, output) for output in PRODUCER_OUTPUTS

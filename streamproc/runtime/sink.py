@@ -9,6 +9,9 @@ up, with a warning, where their topic refuses them or falls behind. At shutdown 
 Records keep their key, and their partition where the output topic has as many as the input topic; otherwise their key
 chooses it, as Kafka's own clients do.
 
+With transactions, ``hold`` keeps new outcomes back until ``release``, so that what was written before can be committed
+as a whole; a transaction that was given up is reported through ``on_aborted``, and ``reset`` forgets what it held.
+
 Invariants: ``on_settled`` is called once per span, after every record of it that is to be written is acknowledged; a
 result too large for its topic becomes a dead letter before anything is sent, because a batch that the broker refuses
 would break the sequence of an idempotent producer.
@@ -19,13 +22,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamproc.broker.interface import BatchBuilder, Producer, Row
-from streamproc.errors import BrokerError, InternalError, SinkError, StreamprocError
-from streamproc.records import BatchReport, Failure, Outcome, Record, Span, Status
+from streamproc.errors import BrokerError, InternalError, SinkError, StreamprocError, TransactionAbortedError
+from streamproc.records import BatchReport, Failure, Lease, Outcome, Record, Span, Status
 from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
 from streamproc.settings import TaskTopics
@@ -51,13 +54,14 @@ class SinkEvents:
     """What the sink tells its owner.
 
     Spans that are done; each acknowledged batch of an output and its records; dead letters; outputs that refused a
-    batch; and the error that ends the sink.
+    batch; transactions that were given up; and the error that ends the sink.
     """
 
     on_settled: Callable[[Span], None]
     on_written: Callable[[str, int], None]
     on_dead: Callable[[Failure, Record], None]
     on_refused: Callable[[str], None]
+    on_aborted: Callable[[BaseException], None]
     on_error: Callable[[StreamprocError], None]
 
 
@@ -126,9 +130,14 @@ class Sink:
         self._metrics_rows: list[Row] = []
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._failed = False
+        self._held: list[Outcome] | None = None
+        """What came since ``hold``, if it was called."""
 
     def write(self, outcomes: Sequence[Outcome]) -> None:
         """Queue outcomes, in this order per output partition."""
+        if self._held is not None:
+            self._held.extend(outcomes)
+            return
         for outcome in outcomes:
             results, dead = self._split(outcome)
             receipt = _Receipt(outcome.span, len(results.rows) + len(dead.rows))
@@ -146,9 +155,9 @@ class Sink:
 
     def send_metrics(self) -> None:
         """Queue the metrics records that were kept: a request for each of them would cost more than its batch."""
-        rows, self._metrics_rows = self._metrics_rows, []
-        if not rows:
+        if not self._metrics_rows or self._held is not None:
             return
+        rows, self._metrics_rows = self._metrics_rows, []
         partition = self._partition_of_key(rows[0][1] or b"", self._metrics.partitions)
         lane = self._lanes.get((self._metrics.name, partition))
         if lane is not None and len(lane.parcels) >= MAX_METRICS_PARCELS:
@@ -163,6 +172,43 @@ class Sink:
             await asyncio.wait(tasks)
         if tasks := [lane.task for lane in self._lanes.values() if lane.task is not None]:
             await asyncio.wait(tasks, timeout=METRICS_GRACE_S)
+
+    async def hold(self) -> None:
+        """Keep back what comes from now on, and wait until everything before is acknowledged, metrics too."""
+        self.send_metrics()
+        self._held = self._held or []
+        while tasks := [lane.task for lane in self._lanes.values() if lane.task is not None]:
+            await asyncio.wait(tasks)
+
+    def release(self) -> None:
+        """Queue what was kept back, and no longer keep anything."""
+        held, self._held = self._held, None
+        self.write(held or [])
+
+    def forget(self, leases: Collection[Lease]) -> None:
+        """Drop what was not begun to be sent of leases that have ended: their records are read again."""
+        if self._held is not None:
+            self._held[:] = [outcome for outcome in self._held if outcome.span.lease not in leases]
+        for lane in self._lanes.values():
+            kept = [
+                parcel
+                for parcel in lane.parcels
+                if parcel.cursor or parcel.receipt is None or parcel.receipt.span.lease not in leases
+            ]
+            if len(kept) < len(lane.parcels):
+                lane.parcels.clear()
+                lane.parcels.extend(kept)
+
+    def reset(self) -> None:
+        """Forget everything that is on its way or waits: its transaction was given up."""
+        lanes, self._lanes = list(self._lanes.values()), {}
+        if self._held is not None:
+            self._held.clear()
+        current = asyncio.current_task()
+        for lane in lanes:
+            lane.parcels.clear()
+            if lane.task is not None and lane.task is not current:
+                lane.task.cancel()
 
     async def abort(self) -> None:
         """End the lanes without waiting for the broker; what is not acknowledged is not settled."""
@@ -247,6 +293,9 @@ class Sink:
 
     def _refused(self, lane: _Lane, error: Exception) -> None:
         """What a lane was about to write is not written; without its receipts, offsets stay where they are."""
+        if isinstance(error, TransactionAbortedError):
+            self._events.on_aborted(error)
+            return
         self._events.on_refused(lane.output)
         name, partition = lane.topic.name, lane.partition
         if not lane.receipted and isinstance(error, BrokerError):

@@ -27,8 +27,15 @@ from typing import Any, cast
 
 import orjson
 
-from streamproc.broker.interface import Connections
-from streamproc.errors import BrokerError, CommitRejectedError, InternalError, StreamprocError, TaskStoppedError
+from streamproc.broker.interface import Connections, Producer, TransactionalProducer
+from streamproc.errors import (
+    BrokerError,
+    CommitRejectedError,
+    InternalError,
+    StreamprocError,
+    TaskStoppedError,
+    TransactionAbortedError,
+)
 from streamproc.observe.metric_table import ProducerOutput
 from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
@@ -45,6 +52,7 @@ from streamproc.records import (
 )
 from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.codec import decode_failure
+from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from streamproc.runtime.envelopes import batch_record
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.ledger import Ledger
@@ -136,6 +144,7 @@ class TaskStream:
         self.topics = settings.topics_of(name)
         self._settings = settings.tasks[name]
         self._drain_s = settings.rebalance_drain_s
+        self._session_timeout_s = settings.kafka.session_timeout_ms / 1_000
         self._backend_version = settings.backend.version
         self._metrics = metrics
         self._clock = clock
@@ -147,11 +156,12 @@ class TaskStream:
         self.consumer = connections.consumer(
             group_id=self.group, client_id=client_id, auto_offset_reset=self._settings.input.auto_offset_reset
         )
-        self._producer = connections.producer(client_id=client_id, compression=self._settings.output.compression)
+        self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
         self.batcher = Batcher(name, self._settings.batch, next_id)
         self.ledger = Ledger()
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
-        self._sequencer = make_sequencer(self._settings.ordering)
+        # A transaction holds an unbroken run of every partition, since it commits one offset for it.
+        self._sequencer = make_sequencer("partition" if self._transactions else self._settings.ordering)
         limits = self._settings.limits
         self.source = Source(
             self.consumer,
@@ -161,6 +171,7 @@ class TaskStream:
             self._on_pause,
         )
         self._sink: Sink | None = None
+        self._delivery: Delivery = AtLeastOnce(self.consumer)
         self.again: list[Batch] = []
         """Batches to be executed once more, which go before new ones."""
         self._retries: dict[int, tuple[asyncio.TimerHandle, Batch]] = {}
@@ -186,6 +197,20 @@ class TaskStream:
         self.last: Reply | None = None
         self._late = 0
 
+    def _make_producer(
+        self, client_id: str, instance: str | None, rng: random.Random
+    ) -> tuple[TransactionalProducer | None, Producer]:
+        """The producer, twice where it is one of transactions."""
+        compression = self._settings.output.compression
+        if self._settings.delivery == "at_least_once":
+            return None, self._connections.producer(client_id=client_id, compression=compression)
+        # A name of its own for every start will do, since fencing goes by the generation of the group.
+        transactional_id = f"{self.group}.{instance or f'{rng.getrandbits(64):016x}'}"
+        producer = self._connections.transactional_producer(
+            client_id=client_id, compression=compression, transactional_id=transactional_id
+        )
+        return producer, producer
+
     # -- start and stop
 
     async def connect(self) -> None:
@@ -203,9 +228,26 @@ class TaskStream:
             known=known,
             input_partitions={topic: await self._producer.partition_count(topic) for topic in self.topics.inputs},
             partition_of_key=self._connections.partition_of_key,
-            events=SinkEvents(self._on_settled, self._on_written, self._on_dead, self._on_refused, self._on_fatal),
+            events=SinkEvents(
+                self._on_settled,
+                self._on_written,
+                self._on_dead,
+                self._on_refused,
+                self._on_transaction_lost,
+                self._on_fatal,
+            ),
             full_envelope=self._settings.output.envelope == "full",
         )
+        if self._transactions is not None:
+            self._delivery = ExactlyOnce(
+                self.consumer,
+                self._transactions,
+                self._sink,
+                self,
+                guard=self._guard,
+                session_timeout_s=self._session_timeout_s,
+                on_aborted=self._on_aborted,
+            )
 
     def dispatched(self, batch: Batch, now: float) -> None:
         """Count a batch that goes to a worker; one that comes back unexecuted and goes again is the same batch."""
@@ -263,6 +305,7 @@ class TaskStream:
             for task in self._background:
                 task.cancel()
             await asyncio.gather(*self._background, return_exceptions=True)
+            await self._delivery.close()
             await asyncio.gather(self.consumer.stop(), self._producer.stop())
 
     async def _guard(self, work: Any) -> None:
@@ -469,21 +512,22 @@ class TaskStream:
 
     async def _commit_regularly(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.commit_interval_ms / 1_000)
+            await asyncio.sleep(self._settings.commit_interval_s)
             self._open_sink.send_metrics()
             self._letters.log(self._clock())
             try:
                 await self._commit()
+            except TransactionAbortedError:
+                continue  # the recovery says so
             except BrokerError as error:
-                log.warning("task %s: %s; trying again in %d ms", self.name, error, self._settings.commit_interval_ms)
+                if self._transactions is not None:
+                    raise
+                log.warning("task %s: %s; trying again in %g s", self.name, error, self._settings.commit_interval_s)
 
-    async def _commit(self, partitions: Iterable[TopicPartition] | None = None) -> None:
+    async def _commit(self) -> None:
         async with self._commit_lock:
-            offsets = self.ledger.committable(partitions)
-            if not offsets:
-                return
             try:
-                await self.consumer.commit(offsets)
+                offsets = dict(await self._delivery.commit(self.ledger.committable))
             except CommitRejectedError as error:
                 self._metrics.commit_failures.inc()
                 log.info("task %s: %s", self.name, error)
@@ -491,13 +535,15 @@ class TaskStream:
                 self._metrics.commit_failures.inc()
                 raise
             else:
-                self._metrics.commits.inc()
-                self.commits += 1
-                self.progress += 1
-                self.ledger.committed(offsets)
+                if offsets:
+                    self._metrics.commits.inc()
+                    self.commits += 1
+                    self.progress += 1
+                    self.ledger.committed(offsets)
 
     async def _on_assigned(self, partitions: set[TopicPartition]) -> None:
         self._metrics.rebalances.inc()
+        self._delivery.reassigned()
         self.ledger.open(sorted(partitions))
         self.source.assigned(partitions)
         self.assigned.set()
@@ -552,16 +598,45 @@ class TaskStream:
                 "new owner processes them again",
                 *(self.name, self.ledger.in_flight(partitions), len(partitions), self._drain_s),
             )
-        with contextlib.suppress(BrokerError):
-            await self._commit(partitions)
-        self.ledger.close(partitions)
-        self._letting_go -= leases
-        self._gaps -= partitions
-        self._settled.set()
-        self._sequencer.forget(leases)
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(LAST_COMMIT_S):
+                await self._commit()
+        self._delivery.reassigned()
+        self._end_leases(partitions)
         for partition in partitions:
             self._metrics.forget(partition)
         self.assigned.clear()
+
+    def _end_leases(self, partitions: Iterable[TopicPartition]) -> None:
+        """Whatever still comes for these counts for nothing."""
+        leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
+        self.batcher.discard(leases)
+        self.ledger.close(lease.partition for lease in leases)
+        self._letting_go -= leases
+        self._gaps -= {lease.partition for lease in leases}
+        self._sequencer.forget(leases)
+        self._open_sink.forget(leases)
+        self._settled.set()
+
+    # -- transactions that were given up: delivery.Assignment
+
+    def abandon(self) -> dict[TopicPartition, int]:
+        """End the leases of the partitions that were read from; the offset at which each was begun."""
+        begun = {it.partition: it.first_offset for it in self.ledger.partitions() if it.first_offset is not None}
+        self._end_leases(begun)
+        return begun
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """Begin new leases of partitions that are read again from their committed offsets."""
+        leases = self.ledger.open(partitions)
+        log.info("task %s: reading %s again", self.name, count_of(len(leases), "partition"))
+
+    def _on_transaction_lost(self, error: BaseException) -> None:
+        self._delivery.aborted(error)
+
+    def _on_aborted(self, reason: str) -> None:
+        self._metrics.transactions_aborted.inc()
+        log.warning("task %s: %s", self.name, reason)
 
     def _give_back(self, spans: Sequence[Span]) -> None:
         for span in spans:
