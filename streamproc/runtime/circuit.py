@@ -109,7 +109,7 @@ class Circuit:
     def counts(self, now: float) -> tuple[int, int]:
         """Bad and decided records of the window; of an open circuit those at its opening."""
         if not self.is_open:
-            self._expire(now)
+            self._expire(self._number(now))
         return min(self._bad, self._decided), self._decided
 
     # -- the window
@@ -119,14 +119,14 @@ class Circuit:
 
     def _bucket(self, now: float) -> _Bucket:
         """The bucket of this moment, those that have left the window gone."""
-        self._expire(now)
         number = self._number(now)
         if not self._buckets or self._buckets[-1].number != number:
+            self._expire(number)
             self._buckets.append(_Bucket(number))
         return self._buckets[-1]
 
-    def _expire(self, now: float) -> None:
-        oldest = self._number(now) - BUCKETS + 1
+    def _expire(self, number: int) -> None:
+        oldest = number - BUCKETS + 1
         while self._buckets and self._buckets[0].number < oldest:
             gone = self._buckets.popleft()
             self._decided -= gone.decided

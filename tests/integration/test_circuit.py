@@ -317,7 +317,9 @@ def test_a_task_paused_by_hand_keeps_what_it_read_and_is_not_taken_for_stuck(tmp
             assert answer.json()["closes_in_s"] is None
             put(broker, 10, start=1)
             await until(lambda: processor._timer is None, "its deadline passes, and no other is set")
-            assert task.batcher.size == task.counts.taken == task.ledger.in_flight_records
+            put(broker, 10, topic="other")
+            await all_committed(broker, 10, "other")
+            assert task.batcher.size == task.counts.taken == task.ledger.in_flight_records == 1, "nothing more is read"
             inspector, now = processor._inspector, processor.clock()
             inspector.observe(now)
             assert inspector.live(now + 100_000).ok
