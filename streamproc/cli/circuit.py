@@ -115,8 +115,8 @@ def _closes_in(it: Mapping[str, Any]) -> str:
 def _sidecar(url: str | None, config: Path | None) -> str:
     """Where the sidecar is. Raises UsageError, SettingsError."""
     if url is not None:
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:
             right = False
