@@ -23,6 +23,7 @@
     sink     ─► SinkError                            results cannot be written and cannot be given up
     policy   ─► TaskStoppedError                     a record failed and the settings say: stop
     sidecar  ─► PortTakenError                       the HTTP port is in use
+             ─► SidecarError                         a command cannot ask the sidecar, or is refused by it
     anywhere ─► InternalError                        a fault of streamproc itself; the processor stops rather than limps
 
 What happens to one record or one batch is data, not an exception: see ``records.Failure``.
@@ -178,6 +179,14 @@ class PortTakenError(StreamprocError):
     def __init__(self, message: str, *, host: str = "", port: int = 0) -> None:
         self.host = host
         self.port = port
+        super().__init__(message)
+
+
+class SidecarError(StreamprocError):
+    """A processor's sidecar does not answer a command, or refuses it. ``url`` says which."""
+
+    def __init__(self, message: str, *, url: str = "") -> None:
+        self.url = url
         super().__init__(message)
 
 

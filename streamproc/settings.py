@@ -222,6 +222,23 @@ class BatchSettings(Section):
     """Most bytes of values in a batch; a larger record runs alone."""
 
 
+class CircuitSettings(Section):
+    """When too many records fail, the task pauses, rather than turn the stream into dead letters."""
+
+    enabled: bool = True
+    """Whether the limits below open the circuit; it can be opened by hand in any case."""
+    max_rate: float | None = Field(default=0.5, gt=0, le=1)
+    """Open at this share of failed records within `window_s`; null: never. Where half fail, the model is at fault."""
+    window_s: float = Field(default=60.0, gt=0)
+    """The window of `max_rate`; long enough that a bad burst is weighed against the records around it."""
+    min_records: int = Field(default=500, ge=1)
+    """`max_rate` counts once the window holds this many records: of fewer, a share says little."""
+    max_run: int | None = Field(default=1_000, ge=1)
+    """Open at this many failed records in a row; null: never. For slow streams, which never have `min_records`."""
+    close_after_s: float | None = Field(default=300.0, gt=0)
+    """Close by itself after this time; null: by command only. Trying every 5 minutes costs a night 50,000 records."""
+
+
 class ErrorSettings(Section):
     """What happens to a batch that fails, and at last to the records at fault."""
 
@@ -231,6 +248,8 @@ class ErrorSettings(Section):
     """Pause before the first retry; doubles with each, up to 30 s, with jitter."""
     then: Literal["dead_letter", "drop", "stop"] = "dead_letter"
     """What becomes of a record that keeps failing."""
+    circuit: CircuitSettings = CircuitSettings()
+    """The limit on failed records."""
 
 
 class LimitSettings(Section):

@@ -179,11 +179,21 @@ def _flow() -> tuple[MetricSpec, ...]:
             group,
             "gauge",
             "paused_partitions",
-            "Partitions from which nothing is fetched because the pipeline is full or the task is stopped.",
+            "Partitions from which nothing is fetched because the pipeline is full or the circuit is open.",
             "task",
             unit="partitions",
         ),
         _spec(group, "counter", "pauses_total", "How often back-pressure paused the task's partitions.", "task"),
+        _spec(
+            group,
+            "gauge",
+            "circuit_open",
+            "1 while the task is paused because too many records failed (on_error.circuit), or by hand; else 0.",
+            "task",
+        ),
+        _spec(
+            group, "counter", "circuit_openings_total", "How often the circuit opened, by itself or by hand.", "task"
+        ),
         _spec(
             group,
             "gauge",

@@ -79,6 +79,23 @@ class LastBatch(StatusModel):
     """From its dispatch to its answer."""
 
 
+class CircuitStatus(StatusModel):
+    """The limit on failed records: while it is open, the task takes nothing."""
+
+    state: Literal["closed", "open"] = "closed"
+    opened_at: datetime | None = None
+    reason: str | None = None
+    """What opened it."""
+    bad: int = 0
+    """Records that failed within `on_error.circuit.window_s`; of an open circuit, up to its opening."""
+    decided: int = 0
+    """Records that succeeded or failed within that time."""
+    closes_in_s: float | None = None
+    """When it closes by itself; null where it does not."""
+    openings: int = 0
+    """How often it opened since the start of the process."""
+
+
 class TaskStatus(StatusModel):
     """A task: its stream, and how far it is."""
 
@@ -87,6 +104,7 @@ class TaskStatus(StatusModel):
     """Whether nothing is fetched at the moment."""
     reason: str | None = None
     """Why it is paused or stopped."""
+    circuit: CircuitStatus = CircuitStatus()
     topics: list[str]
     group: str
     partitions: list[PartitionStatus] = Field(default_factory=list)
@@ -132,6 +150,7 @@ EXAMPLE = ProcessorStatus(
     tasks={
         "text": TaskStatus(
             state="running",
+            circuit=CircuitStatus(bad=1, decided=4096),
             topics=["sentiment.text"],
             group="sentiment.text",
             partitions=[

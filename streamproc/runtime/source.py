@@ -2,9 +2,11 @@
 
 When as much is in flight as the limits allow, the partitions are paused and polling goes on, so that a batch of any
 length never exceeds ``max.poll.interval.ms``. It neither retries nor reorders: records come per partition in offset
-order. ``stop`` ends the reading at once, not the polling; what was handed over before is the owner's.
+order. ``stop`` ends the reading at once, not the polling; what was handed over before is the owner's. ``hold`` pauses
+the partitions until ``release``, whatever room there is.
 
-Invariant: ``on_records`` is not called after ``stop``, and never for a partition that was paused before the poll.
+Invariant: ``on_records`` is not called after ``stop``, and never for a partition that was paused before the poll. What
+a poll that was under way brings after ``hold`` is handed over: it would not come again.
 """
 
 from __future__ import annotations
@@ -62,6 +64,9 @@ class Source:
         self._largest = 1
         self._stopped = False
         self.paused = False
+        """Whether there is no room."""
+        self.held = False
+        """Whether the owner wants nothing."""
 
     async def run(self) -> None:
         """Poll until cancelled, after ``stop`` too. Raises BrokerError when the consumer cannot go on."""
@@ -80,7 +85,7 @@ class Source:
     def assigned(self, partitions: set[TopicPartition]) -> None:
         """These partitions are read from now on."""
         self._assigned |= partitions
-        if (self.paused or self._stopped) and partitions:
+        if (self.paused or self.held or self._stopped) and partitions:
             self._consumer.pause(*partitions)
 
     def revoked(self, partitions: set[TopicPartition]) -> None:
@@ -91,9 +96,19 @@ class Source:
         """Something was settled: begin reading again if that made room enough."""
         if self.paused and not self._stopped and self._room.enough(*self._in_flight()):
             self.paused = False
-            if self._assigned:
-                self._consumer.resume(*self._assigned)
+            self._resume()
             self._on_pause(False)
+
+    def hold(self) -> None:
+        """Read nothing more until ``release``, also of partitions that are assigned meanwhile; polling goes on."""
+        self.held = True
+        if self._assigned:
+            self._consumer.pause(*self._assigned)
+
+    def release(self) -> None:
+        """Begin reading again, as soon as there is room."""
+        self.held = False
+        self._resume()
 
     def stop(self) -> None:
         """Hand over nothing more; polling goes on, so that the group keeps its member while it drains."""
@@ -106,6 +121,10 @@ class Source:
         if self._assigned:
             self._consumer.pause(*self._assigned)
         self._on_pause(True)
+
+    def _resume(self) -> None:
+        if self._assigned and not (self.paused or self.held or self._stopped):
+            self._consumer.resume(*self._assigned)
 
     @property
     def assigned_partitions(self) -> int:

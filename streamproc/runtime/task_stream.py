@@ -9,6 +9,8 @@ Invariants:
 
 - A record that was read is, until its partition goes away, in exactly one place: the batcher, the pool, a retry that
   waits, the sequencer, or the sink; and the ledger counts it as in flight until it is settled.
+- While the circuit is open nothing is read and nothing dispatched; what was read stays where it is, and what waits for
+  a worker is handed back when its partition goes or the task drains.
 - When partitions are revoked: nothing more is taken from them, what was not dispatched goes back to Kafka, what was has
   a bounded time to finish, then offsets are committed and the leases end. Whatever comes later counts for nothing.
 """
@@ -51,6 +53,7 @@ from streamproc.records import (
     value_sizes,
 )
 from streamproc.runtime.batcher import Batcher
+from streamproc.runtime.circuit import Circuit
 from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from streamproc.runtime.envelopes import batch_record
@@ -160,6 +163,7 @@ class TaskStream:
         self.batcher = Batcher(name, self._settings.batch, next_id)
         self.ledger = Ledger()
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
+        self.circuit = Circuit(self._settings.on_error.circuit)
         # A transaction holds an unbroken run of every partition, since it commits one offset for it.
         self._sequencer = make_sequencer("partition" if self._transactions else self._settings.ordering)
         limits = self._settings.limits
@@ -275,7 +279,7 @@ class TaskStream:
         self.source.stop()
         self._letting_go.update(self.ledger.leases())
         self._give_back(self.batcher.discard())
-        self._hand_back_retries()
+        self._hand_back_waiting()
         await self._until_settled(self.ledger.assigned())
         if self._sink is not None:
             await self._sink.flush()
@@ -375,8 +379,7 @@ class TaskStream:
     def failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
         """A batch was not executed to its end; ``executed`` says whether it was begun."""
         if not executed:
-            self.again.append(batch)
-            self._on_work()
+            self._queue_again(batch)
             return
         self.progress += 1
         self._metrics.batches_failed.inc()
@@ -386,13 +389,12 @@ class TaskStream:
         )
         decision = self._isolation.decide(batch, failure)
         if isinstance(decision, Retry) and all(span.lease in self._letting_go for span in batch.spans):
-            self._hand_back(batch)
+            self._hand_back(batch.spans)
         elif isinstance(decision, Retry):
             handle = asyncio.get_running_loop().call_later(decision.delay_s, self._retry, decision.batch.id)
             self._retries[decision.batch.id] = (handle, decision.batch)
         elif isinstance(decision, Split):
-            self.again.extend(decision.halves)
-            self._on_work()
+            self._queue_again(*decision.halves)
         else:
             self._give_up(batch, failure, worker)
 
@@ -410,7 +412,11 @@ class TaskStream:
 
     def _retry(self, batch_id: int) -> None:
         _, batch = self._retries.pop(batch_id)
-        self.again.append(batch)
+        self._queue_again(batch)
+
+    def _queue_again(self, *batches: Batch) -> None:
+        self.again.extend(batches)
+        self._hand_back_held()
         self._on_work()
 
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
@@ -453,6 +459,8 @@ class TaskStream:
                 return
             if policy == "drop":
                 outcome = self._drop(outcome)
+        if self.circuit.take(outcome, self._clock()):
+            self._on_open()
         self._open_sink.write(self._sequencer.complete(outcome))
 
     def _drop(self, outcome: Outcome) -> Outcome:
@@ -504,9 +512,56 @@ class TaskStream:
         self._letters.add(failure, record)
         self._metrics.dead(failure.stage, failure.kind).inc()
         self.counts.dead += 1
+        # The other stages' failures were counted when they were decided; to the circuit this one was a result so far.
+        if failure.stage == "sink" and self.circuit.turned_bad(failure, self._clock()):
+            self._on_open()
 
     def _on_refused(self, output: str) -> None:
         self._metrics.producer_errors[cast("ProducerOutput", output)].inc()
+
+    # -- the circuit
+
+    def open_circuit(self) -> None:
+        """Pause the task until ``close_circuit``."""
+        was_open = self.circuit.is_open
+        self.circuit.open_by_hand(self._clock())
+        if not was_open:
+            self._on_open()
+
+    def close_circuit(self, how: str = "by command") -> None:
+        """Go on where the circuit is open; ``how`` it came to that is for the log."""
+        circuit = self.circuit
+        if circuit.opened_at is None:
+            return
+        log.warning(
+            "task %s: the circuit closes %s after %.0f s (opening %d so far): reading goes on, and so do %s in flight; "
+            "it was open because: %s",
+            *(self.name, how, self._clock() - circuit.opened_at, circuit.openings),
+            *(count_of(self.in_flight(), "record"), circuit.reason),
+        )
+        circuit.close()
+        self._metrics.circuit_open.set(0)
+        self.source.release()
+        self._on_work()
+
+    def watch_circuit(self) -> None:
+        """Close the circuit once its time is over."""
+        if self.circuit.due(self._clock()):
+            self.close_circuit("by itself")
+
+    def _on_open(self) -> None:
+        closes_at, now = self.circuit.closes_at, self._clock()
+        log.error(
+            "task %s: the circuit is open: %s; nothing more is read or executed, and %s in flight are kept; it closes "
+            "%swith `streamproc circuit close %s`; dead letters are in topic %s",
+            *(self.name, self.circuit.reason, count_of(self.in_flight(), "record")),
+            "" if closes_at is None else f"by itself in {closes_at - now:.0f} s, or ",
+            *(self.name, self.topics.dead),
+        )
+        self._metrics.circuit_open.set(1)
+        self._metrics.circuit_openings.inc()
+        self.source.hold()
+        self._hand_back_held()
 
     # -- offsets and rebalances
 
@@ -588,7 +643,7 @@ class TaskStream:
         leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
         self._give_back(self.batcher.discard(leases))
         self._letting_go |= leases
-        self._hand_back_retries()
+        self._hand_back_waiting()
         try:
             async with asyncio.timeout(self._drain_s):
                 await self._until_settled(partitions)
@@ -643,17 +698,32 @@ class TaskStream:
             self.ledger.discard(span)
         self._settled.set()
 
-    def _hand_back_retries(self) -> None:
-        """Leave the retries that wait out their pause, of leases that end, to whoever reads the records next."""
+    def _hand_back_waiting(self) -> None:
+        """Leave what waits for its next execution, of leases that end, to whoever reads the records next.
+
+        That is the retries that wait out their pause, and all that an open circuit keeps from the workers.
+        """
         for number, (handle, batch) in list(self._retries.items()):
             if all(span.lease in self._letting_go for span in batch.spans):
                 handle.cancel()
                 del self._retries[number]
-                self._hand_back(batch)
+                self._hand_back(batch.spans)
+        self._hand_back_held()
 
-    def _hand_back(self, batch: Batch) -> None:
-        self._gaps |= {span.lease.partition for span in batch.spans}
-        self._give_back(batch.spans)
+    def _hand_back_held(self) -> None:
+        if not self.circuit.is_open or not self._letting_go:
+            return
+        waiting, self.again = self.again, []
+        for batch in waiting:
+            self._hand_back([span for span in batch.spans if span.lease in self._letting_go])
+            staying = [span for span in batch.spans if span.lease not in self._letting_go]
+            if staying:
+                batch.restrict(staying)
+                self.again.append(batch)
+
+    def _hand_back(self, spans: Sequence[Span]) -> None:
+        self._gaps |= {span.lease.partition for span in spans}
+        self._give_back(spans)
 
     async def _until_settled(self, partitions: Iterable[TopicPartition]) -> None:
         partitions = list(partitions)

@@ -40,6 +40,8 @@ class Scripted(InferenceBackend):
             return {"id": record["id"], "pid": os.getpid()}
         if action == "raise":
             raise ValueError(f"record {record['id']} is at fault")
+        if action == "fail" and not Path(record["until"]).exists():
+            raise ValueError("the model is broken")
         if action == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if action == "exit":
