@@ -17,7 +17,14 @@ from aiokafka.admin.new_partitions import NewPartitions
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streamproc.broker.configs import describe_configs, set_configs
-from streamproc.broker.connection import all_topics, client_options, first_connection, is_embedded, read_topics
+from streamproc.broker.connection import (
+    all_topics,
+    client_options,
+    first_connection,
+    is_embedded,
+    isolation_level,
+    read_topics,
+)
 from streamproc.broker.interface import ConfigEntry, NewTopic, TopicInfo
 from streamproc.broker.offsets import committed_offsets, corrected_ends
 from streamproc.broker.translation import missing, translate
@@ -34,10 +41,14 @@ class KafkaAdmin:
     Args:
         settings: How to reach Kafka.
         client_id: Shown in the brokers' logs.
+        uncommitted: Whether logs end behind transactions that are not committed, or before them.
     """
 
-    def __init__(self, settings: KafkaSettings, *, client_id: str = "streamproc-admin") -> None:
+    def __init__(
+        self, settings: KafkaSettings, *, client_id: str = "streamproc-admin", uncommitted: bool = False
+    ) -> None:
         self._settings = settings
+        self._uncommitted = uncommitted
         self._client_id = client_id
         self._embedded = False
         self._inner: Any = None
@@ -49,7 +60,9 @@ class KafkaAdmin:
             self._embedded = is_embedded(connection)
         # The admin client changes things; a consumer without a group is what aiokafka asks for offsets with.
         self._inner = AIOKafkaAdminClient(**options)
-        self._reader = AIOKafkaConsumer(**options, enable_auto_commit=False)
+        self._reader = AIOKafkaConsumer(
+            **options, enable_auto_commit=False, isolation_level=isolation_level(self._uncommitted or self._embedded)
+        )
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s):
                 await self._inner.start()

@@ -34,7 +34,14 @@ from aiokafka import errors as kafka
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
-from streamproc.broker.connection import check_group, check_topics, client_options, first_connection, is_embedded
+from streamproc.broker.connection import (
+    check_group,
+    check_topics,
+    client_options,
+    first_connection,
+    is_embedded,
+    isolation_level,
+)
 from streamproc.broker.interface import Membership, OffsetReset, Rebalanced
 from streamproc.broker.offsets import corrected_ends, stable_offsets
 from streamproc.broker.translation import rejected, translate
@@ -98,8 +105,7 @@ class KafkaConsumer:
             group_id=self._group_id,
             group_instance_id=settings.group_instance_id,
             auto_offset_reset=self._auto_offset_reset,
-            # The embedded broker has no transactions, and says nothing of where they end.
-            isolation_level="read_uncommitted" if self._embedded else "read_committed",
+            isolation_level=isolation_level(uncommitted=self._embedded),
             enable_auto_commit=False,
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=min(_HEARTBEAT_MS, session_ms // 3),
