@@ -53,7 +53,7 @@ class Inspector:
             metrics = processor.metrics.task(name)
             metrics.in_flight_records.set(task.ledger.in_flight_records)
             metrics.in_flight_bytes.set(task.ledger.in_flight_bytes)
-            metrics.paused_partitions.set(task.source.assigned_partitions if task.source.paused else 0)
+            metrics.paused_partitions.set(len(task.source.paused))
             waiting = 0
             for books in task.ledger.partitions():
                 lag_records, lag_seconds = self._lag(task, books)
@@ -150,13 +150,14 @@ class Inspector:
                     lag_records=lag_records,
                     lag_seconds=lag_seconds,
                     in_flight=books.in_flight_records,
+                    paused=books.partition in task.source.paused,
                 )
             )
         failure = self._processor.failure
         opened_at = task.batcher.opened_at
         return TaskStatus(
             state=cast("Literal['starting', 'running', 'draining', 'stopped']", task.state),
-            paused=task.source.paused,
+            paused=0 < task.source.assigned_partitions == len(task.source.paused),
             reason=str(failure) if failure is not None else ("back-pressure" if task.source.paused else None),
             topics=list(task.topics.inputs),
             group=task.group,
@@ -180,17 +181,17 @@ class Inspector:
     def _last_batch(task: TaskStream) -> LastBatch | None:
         if task.last is None:
             return None
-        reply = task.last
-        batch = reply.batch
+        report, wall_ms = task.last
+        batch = report.batch
         return LastBatch(
             id=batch.id,
             size=batch.size,
             fill=batch.fill,
             closed_by=batch.closed_by,
             attempts=batch.attempt,
-            worker=reply.worker,
+            worker=report.worker,
             wait_ms=round((batch.closed_at - batch.opened_at) * 1_000, 3),
-            wall_ms=round(reply.wall_ms, 3),
+            wall_ms=round(wall_ms, 3),
         )
 
     def _worker(self, worker: Worker, now: float) -> WorkerStatus:
