@@ -89,6 +89,8 @@ class Span:
     arrived_at: float
     size_bytes: int = field(init=False)
     """The bytes of the values together."""
+    output_bytes: int = field(init=False, default=0)
+    """The bytes of the results, once there are some: the ledger counts them until the span is settled."""
 
     def __post_init__(self) -> None:
         self.size_bytes = sum(self.sizes) - NULL_SIZE * self.sizes.count(NULL_SIZE)
@@ -168,6 +170,10 @@ class Batch:
         self.spans = spans
         self.size = sum([len(span.records) for span in self.spans])
         self.size_bytes = sum([span.size_bytes for span in self.spans])
+
+    def release(self) -> None:
+        """Let go of the records, and keep what describes the batch: a report outlives most of its records."""
+        self.spans = ()
 
     def halves(self) -> tuple[list[Span], list[Span]]:
         """The batch's spans as two lists whose lengths in records differ by at most one; needs two records or more."""

@@ -256,9 +256,9 @@ class LimitSettings(Section):
     """How much may be read and not yet settled: back-pressure begins here."""
 
     max_in_flight_records: int = Field(default=20_000, ge=1)
-    """Records that are read and whose results are not yet acknowledged."""
+    """Records that are read and cannot be committed yet: their results, or those before them, are not acknowledged."""
     max_in_flight_bytes: int = Field(default=134_217_728, ge=1)
-    """Bytes of the values of these records."""
+    """Bytes of the values of records in flight and of their results; above it in results alone, no new batch runs."""
 
 
 class TaskSettings(Section):

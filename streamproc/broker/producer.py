@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 DEFAULT_BATCH_BYTES = 1_048_576 - 1_024
 """Below Kafka's default ``max.message.bytes`` (1 MiB and 12 bytes), with room for the batch's header."""
 _MAX_QUEUED_BATCHES = 128
+_MAX_QUEUED_BYTES = 33_554_432
+"""As in Kafka's own client. aiokafka puts one batch of every partition of a broker into one request, and a broker hangs
+up on a request of more than 100 MiB (``socket.request.max.bytes``)."""
 _SEQUENCE_RANGE = 2**31
 
 
@@ -52,6 +56,7 @@ class KafkaProducer:
         compression: Of every batch.
         max_batch_bytes: The size of a batch, before compression, at which it takes no further record.
         max_queued_batches: How many batches may wait for their acknowledgement before ``send_batch`` waits.
+        max_queued_bytes: How many bytes of batches may do so; a larger batch waits until it is alone.
     """
 
     _transactional = 0
@@ -65,12 +70,16 @@ class KafkaProducer:
         compression: Compression = "none",
         max_batch_bytes: int = DEFAULT_BATCH_BYTES,
         max_queued_batches: int = _MAX_QUEUED_BATCHES,
+        max_queued_bytes: int = _MAX_QUEUED_BYTES,
     ) -> None:
         self._settings = settings
         self._client_id = client_id
         self._compression = compression
         self._max_batch_bytes = max_batch_bytes
         self._places = asyncio.Semaphore(max_queued_batches)
+        self._max_queued_bytes = max_queued_bytes
+        self._queued_bytes = 0
+        self._fewer_bytes = asyncio.Event()
         self._order = asyncio.Lock()
         self._inner: Any = None
         self._sequences: Sequences | None = None
@@ -160,6 +169,10 @@ class KafkaProducer:
         """
         async with self._order:  # first come, first served, also where one has to wait
             await self._check_partition(topic, partition)
+            size: int = batch.size()  # type: ignore[attr-defined] # our own builder's, which is aiokafka's
+            while self._queued_bytes and self._queued_bytes + size > self._max_queued_bytes:
+                self._fewer_bytes.clear()
+                await self._fewer_bytes.wait()
             await self._places.acquire()
             accumulator = self._inner._message_accumulator  # noqa: SLF001
             failed = accumulator._exception  # noqa: SLF001
@@ -167,16 +180,19 @@ class KafkaProducer:
                 self._places.release()
                 error = failed or kafka.ProducerClosed("the producer is stopped")
                 raise self._translated(error, topic) from failed
-            return self._queue(accumulator, batch, topic, partition)
+            return self._queue(accumulator, batch, size, topic, partition)
 
-    def _queue(self, accumulator: Any, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+    def _queue(
+        self, accumulator: Any, batch: BatchBuilder, size: int, topic: str, partition: int
+    ) -> asyncio.Future[object]:
         to = KafkaTopicPartition(topic, partition)
         submitted = _SubmittedBatch(to, batch, accumulator._batch_ttl, self._explain(topic), self._sequences)  # noqa: SLF001
         accumulator._batches[to].append(submitted)  # noqa: SLF001 - what its own add_batch does, but for the waiting
         waiter = accumulator.waiter()
         if not waiter.done():
             waiter.set_result(None)
-        submitted.future.add_done_callback(self._leave)
+        self._queued_bytes += size
+        submitted.future.add_done_callback(partial(self._leave, size))
         # Shielded: aiokafka's sender would fail over a batch whose future somebody cancelled.
         return cast("asyncio.Future[object]", asyncio.shield(submitted.future))
 
@@ -232,8 +248,10 @@ class KafkaProducer:
     def _translated(self, error: BaseException, topic: str) -> BrokerError:
         return translate(error, self._settings, doing=f"write to topic {topic}", topic=topic)
 
-    def _leave(self, _: object) -> None:
+    def _leave(self, size: int, _: object) -> None:
         self._places.release()
+        self._queued_bytes -= size
+        self._fewer_bytes.set()
 
 
 class _Builder(KafkaBatchBuilder):  # type: ignore[misc] # aiokafka ships no types

@@ -171,7 +171,8 @@ def _flow() -> tuple[MetricSpec, ...]:
             group,
             "gauge",
             "in_flight_bytes",
-            "Bytes of the values of these records; back-pressure begins at limits.max_in_flight_bytes.",
+            "Bytes of the values of these records, and of their results while they wait; back-pressure begins at "
+            "limits.max_in_flight_bytes.",
             "task",
             unit="bytes",
         ),
@@ -183,7 +184,7 @@ def _flow() -> tuple[MetricSpec, ...]:
             "task",
             unit="partitions",
         ),
-        _spec(group, "counter", "pauses_total", "How often back-pressure paused the task's partitions.", "task"),
+        _spec(group, "counter", "pauses_total", "How often back-pressure began to pause partitions.", "task"),
         _spec(
             group,
             "gauge",

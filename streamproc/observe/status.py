@@ -38,6 +38,8 @@ class PartitionStatus(StatusModel):
     """Age of the oldest record that is not committed."""
     in_flight: int = 0
     """Records read and not yet settled."""
+    paused: bool = False
+    """Whether back-pressure keeps it from being read: too much of it, or of everything, is outstanding."""
 
 
 class WindowStatus(StatusModel):
@@ -103,13 +105,14 @@ class TaskStatus(StatusModel):
     paused: bool = False
     """Whether nothing is fetched at the moment."""
     reason: str | None = None
-    """Why it is paused or stopped."""
+    """Why it is paused, in whole or in part, or stopped."""
     circuit: CircuitStatus = CircuitStatus()
     topics: list[str]
     group: str
     partitions: list[PartitionStatus] = Field(default_factory=list)
     in_flight_records: int = 0
     in_flight_bytes: int = 0
+    """Of the values of these records, and of their results until they are acknowledged."""
     window: WindowStatus = WindowStatus()
     counts: RecordCounts = RecordCounts()
     last_batch: LastBatch | None = None

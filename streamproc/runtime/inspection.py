@@ -54,7 +54,9 @@ class Inspector:
             metrics = processor.metrics.task(name)
             metrics.in_flight_records.set(task.ledger.in_flight_records)
             metrics.in_flight_bytes.set(task.ledger.in_flight_bytes)
-            metrics.paused_partitions.set(task.source.assigned_partitions if _paused(task) else 0)
+            metrics.paused_partitions.set(
+                task.source.assigned_partitions if task.source.held else len(task.source.paused)
+            )
             waiting = 0
             for books in task.ledger.partitions():
                 lag_records, lag_seconds = self._lag(task, books)
@@ -170,6 +172,7 @@ class Inspector:
                     lag_records=lag_records,
                     lag_seconds=lag_seconds,
                     in_flight=books.in_flight_records,
+                    paused=task.source.held or books.partition in task.source.paused,
                 )
             )
         failure = self._processor.failure
@@ -206,17 +209,17 @@ class Inspector:
     def _last_batch(task: TaskStream) -> LastBatch | None:
         if task.last is None:
             return None
-        reply = task.last
-        batch = reply.batch
+        report, wall_ms = task.last
+        batch = report.batch
         return LastBatch(
             id=batch.id,
             size=batch.size,
             fill=batch.fill,
             closed_by=batch.closed_by,
             attempts=batch.attempt,
-            worker=reply.worker,
+            worker=report.worker,
             wait_ms=round((batch.closed_at - batch.opened_at) * 1_000, 3),
-            wall_ms=round(reply.wall_ms, 3),
+            wall_ms=round(wall_ms, 3),
         )
 
     def _worker(self, worker: Worker, now: float) -> WorkerStatus:
@@ -240,7 +243,8 @@ class Inspector:
 
 
 def _paused(task: TaskStream) -> bool:
-    return task.source.paused or task.source.held
+    source = task.source
+    return source.held or 0 < source.assigned_partitions == len(source.paused)
 
 
 def _open_because(task: TaskStream, now: float) -> str:

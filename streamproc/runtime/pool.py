@@ -73,12 +73,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Reply:
-    """A batch that was executed: a status and a value per record, and what was measured (milliseconds)."""
+    """A batch that was executed: a status and a value per record, and what was measured (milliseconds).
+
+    ``sizes`` holds the bytes of the values of each of its spans.
+    """
 
     batch: Batch
     worker: int
     statuses: bytes
     values: list[memoryview]
+    sizes: list[int]
     metrics: dict[str, Any]
     decode_ms: float
     encode_ms: float
@@ -426,14 +430,17 @@ class Pool:
             self._events.on_failed(batch, failure, True, worker.index)
         else:
             if (size := head.get("shared")) is not None:
-                frame.body = worker.segments[BATCHES_PER_WORKER + head["slot"]].read(size)
-            statuses, values = decode_reply(frame.body, batch.size)
+                frame.body = worker.segments[BATCHES_PER_WORKER + head["slot"]].view(size)
+            statuses, values, sizes = decode_reply(frame.body, [len(span.records) for span in batch.spans])
+            # Copied by now; a segment that is looked at could not grow.
+            frame.body = b""
             self._events.on_reply(
                 Reply(
                     batch=batch,
                     worker=worker.index,
                     statuses=statuses,
                     values=values,
+                    sizes=sizes,
                     metrics=head["metrics"],
                     decode_ms=head["decode_ms"],
                     encode_ms=head["encode_ms"],

@@ -221,7 +221,10 @@ class Processor:
             self._on_fatal(InternalError(error, where="the dispatch of batches"))
 
     def _next_batch(self, now: float) -> Batch | None:
-        """Batches to be run again first; then, of the windows that are due, the one that has been open longest."""
+        """Batches to be run again first; then, of the windows that are due, the one that has been open longest.
+
+        A task whose results pile up gets none; to run a batch again is what lets them go.
+        """
         tasks = [task for task in self.tasks.values() if not task.circuit.is_open]
         for task in tasks:
             if (batch := task.take_again()) is not None:
@@ -230,7 +233,7 @@ class Processor:
         chosen: tuple[float, TaskStream, str] | None = None
         for task in tasks:
             opened_at = task.batcher.opened_at
-            if opened_at is None or (chosen is not None and opened_at >= chosen[0]):
+            if opened_at is None or task.crowded or (chosen is not None and opened_at >= chosen[0]):
                 continue
             # A batch that would only queue behind another had better go on growing, unless it is full.
             rule = task.batcher.full()
@@ -241,11 +244,11 @@ class Processor:
         return chosen[1].batcher.take(now, chosen[2]) if chosen is not None else None
 
     def _set_timer(self, now: float) -> None:
-        """Wake at the next deadline; while no worker is free its answer wakes us."""
+        """Wake at the next deadline; while no worker is free its answer wakes us, while results pile up their end."""
         deadlines = [
             deadline
             for task in self.tasks.values()
-            if not task.circuit.is_open and (deadline := task.batcher.deadline) is not None
+            if not task.circuit.is_open and not task.crowded and (deadline := task.batcher.deadline) is not None
         ]
         deadline = min(deadlines) if deadlines and self.pool.idle() else None
         if self._timer is not None:

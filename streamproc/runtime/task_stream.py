@@ -146,9 +146,7 @@ class TaskStream:
         self.group = settings.group_of(name)
         self.topics = settings.topics_of(name)
         self._settings = settings.tasks[name]
-        self._drain_s = settings.rebalance_drain_s
-        self._session_timeout_s = settings.kafka.session_timeout_ms / 1_000
-        self._backend_version = settings.backend.version
+        self._application = settings
         self._metrics = metrics
         self._clock = clock
         self._wall_clock = wall_clock
@@ -167,12 +165,14 @@ class TaskStream:
         # A transaction holds an unbroken run of every partition, since it commits one offset for it.
         self._sequencer = make_sequencer("partition" if self._transactions else self._settings.ordering)
         limits = self._settings.limits
+        self._max_output_bytes = limits.max_in_flight_bytes
         self.source = Source(
             self.consumer,
             Room(limits.max_in_flight_records, limits.max_in_flight_bytes),
-            lambda: (self.ledger.in_flight_records, self.ledger.in_flight_bytes),
-            self._on_records,
-            self._on_pause,
+            lambda: (self.ledger.outstanding_records, self.ledger.in_flight_bytes),
+            self.ledger.loads,
+            on_records=self._on_records,
+            on_pause=self._on_pause,
         )
         self._sink: Sink | None = None
         self._delivery: Delivery = AtLeastOnce(self.consumer)
@@ -198,7 +198,8 @@ class TaskStream:
         """Ends when it is time to say that joining takes long."""
         self.ends: dict[TopicPartition, int] = {}
         """Log ends asked for while reading pauses, when no fetch brings them."""
-        self.last: Reply | None = None
+        self.last: tuple[BatchReport, float] | None = None
+        """The batch that was executed last, and its time in the worker, in milliseconds."""
         self._late = 0
 
     def _make_producer(
@@ -249,7 +250,7 @@ class TaskStream:
                 self._sink,
                 self,
                 guard=self._guard,
-                session_timeout_s=self._session_timeout_s,
+                session_timeout_s=self._application.kafka.session_timeout_ms / 1_000,
                 on_aborted=self._on_aborted,
             )
 
@@ -343,6 +344,15 @@ class TaskStream:
             self._metrics.pauses.inc()
 
     @property
+    def crowded(self) -> bool:
+        """Whether so many bytes of results wait to be written that no window is to be dispatched.
+
+        What the results wait for does not wait for them: the broker's answer, or an earlier record of their partition,
+        which left the batcher before them, and runs, or runs again, whatever waits.
+        """
+        return self.ledger.output_bytes > self._max_output_bytes
+
+    @property
     def backlog(self) -> bool:
         """Whether Kafka is known to hold more records than were read."""
         for partition in self.ledger.assigned():
@@ -356,7 +366,6 @@ class TaskStream:
     def replied(self, reply: Reply) -> None:
         """A batch was executed."""
         batch = reply.batch
-        self.last = reply
         self.progress += 1
         metrics = self._metrics
         metrics.batches_ok.inc()
@@ -368,13 +377,16 @@ class TaskStream:
         report = BatchReport(
             batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
         )
+        self.last = (report, reply.wall_ms)
         results = reply.statuses.count(Status.RESULT)
         self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
         start = 0
-        for span in batch.spans:
+        for span, size_bytes in zip(batch.spans, reply.sizes, strict=True):
             stop = start + len(span.records)
+            self.ledger.produced(span, size_bytes)
             self._complete(Outcome(span, reply.statuses[start:stop], reply.values[start:stop], report))
             start = stop
+        batch.release()
 
     def failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
         """A batch was not executed to its end; ``executed`` says whether it was begun."""
@@ -426,6 +438,7 @@ class TaskStream:
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
+        batch.release()
 
     def _report(self, report: BatchReport, metrics: dict[str, Any], results: int, failed: int, wall_ms: float) -> None:
         if not all(self.ledger.is_live(span.lease) for span in report.batch.spans):
@@ -439,7 +452,7 @@ class TaskStream:
                 failed=failed,
                 wall_ms=wall_ms,
                 ended_at_ms=int(self._wall_clock() * 1_000),
-                version=self._backend_version,
+                version=self._application.backend.version,
             ),
         )
 
@@ -498,9 +511,12 @@ class TaskStream:
         return self._sink
 
     def _on_settled(self, span: Span) -> None:
+        crowded = self.crowded
         if self.ledger.settle(span):
             self._settled.set()
             self.source.relieved()
+            if crowded and not self.crowded:
+                self._on_work()
 
     def _on_written(self, output: str, count: int) -> None:
         self._metrics.producer_batches[cast("ProducerOutput", output)].inc()
@@ -645,13 +661,13 @@ class TaskStream:
         self._letting_go |= leases
         self._hand_back_waiting()
         try:
-            async with asyncio.timeout(self._drain_s):
+            async with asyncio.timeout(self._application.rebalance_drain_s):
                 await self._until_settled(partitions)
         except TimeoutError:
             log.warning(
                 "task %s: %d records of %d revoked partitions did not finish within rebalance_drain_s (%g s); their "
                 "new owner processes them again",
-                *(self.name, self.ledger.in_flight(partitions), len(partitions), self._drain_s),
+                *(self.name, self.ledger.in_flight(partitions), len(partitions), self._application.rebalance_drain_s),
             )
         with contextlib.suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(LAST_COMMIT_S):
