@@ -278,6 +278,7 @@ class Processor:
     async def _tick_on(self) -> None:
         for tick in itertools.count():
             self._inspector.observe(self.clock())
+            self.pool.look_for_kills()
             for task in self.tasks.values():
                 task.watch_connection()
             if tick % ENDS_EVERY_TICKS == 0:

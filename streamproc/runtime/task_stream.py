@@ -34,6 +34,7 @@ from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
     Batch,
     BatchReport,
+    Cause,
     Failure,
     Lease,
     Outcome,
@@ -52,7 +53,7 @@ from streamproc.runtime.pool import Reply
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
 from streamproc.runtime.source import Room, Source
-from streamproc.settings import Settings
+from streamproc.settings import Settings, Then
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
 """What a topic takes where the broker does not say: Kafka's own default, less its overhead."""
@@ -89,7 +90,7 @@ class LetterLog:
 
     def add(self, failure: Failure, record: Record) -> None:
         """Another one."""
-        self._reasons[f"{failure.stage} {failure.kind}"] += 1
+        self._reasons[f"{failure.cause}: {failure.stage} {failure.kind}"] += 1
         self._last = (failure, record)
 
     def log(self, now: float) -> None:
@@ -150,6 +151,7 @@ class TaskStream:
         self._producer = connections.producer(client_id=client_id, compression=self._settings.output.compression)
         self.batcher = Batcher(name, self._settings.batch, next_id)
         self.ledger = Ledger()
+        self._policies = {cause: self._settings.on_error.policy(cause) for cause in Cause}
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
         self._sequencer = make_sequencer(self._settings.ordering)
         limits = self._settings.limits
@@ -203,7 +205,14 @@ class TaskStream:
             known=known,
             input_partitions={topic: await self._producer.partition_count(topic) for topic in self.topics.inputs},
             partition_of_key=self._connections.partition_of_key,
-            events=SinkEvents(self._on_settled, self._on_written, self._on_dead, self._on_refused, self._on_fatal),
+            events=SinkEvents(
+                self._on_settled,
+                self._on_written,
+                self._on_dead,
+                self._on_too_large,
+                self._on_refused,
+                self._on_fatal,
+            ),
             full_envelope=self._settings.output.envelope == "full",
         )
 
@@ -338,8 +347,8 @@ class TaskStream:
         self.progress += 1
         self._metrics.batches_failed.inc()
         log.warning(
-            "task %s: batch %d (%s) failed, execution %d: %s",
-            *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.message),
+            "task %s: batch %d (%s) failed, execution %d, %s: %s",
+            *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.cause, failure.message),
         )
         decision = self._isolation.decide(batch, failure)
         if isinstance(decision, Retry) and all(span.lease in self._letting_go for span in batch.spans):
@@ -348,7 +357,7 @@ class TaskStream:
             handle = asyncio.get_running_loop().call_later(decision.delay_s, self._retry, decision.batch.id)
             self._retries[decision.batch.id] = (handle, decision.batch)
         elif isinstance(decision, Split):
-            self.again.extend(decision.halves)
+            self.again.extend(decision.parts)
             self._on_work()
         else:
             self._give_up(batch, failure, worker)
@@ -404,37 +413,54 @@ class TaskStream:
             )
             return
         if any(outcome.statuses):
-            policy = self._settings.on_error.then
-            if policy == "stop":
-                self._stop_for(outcome)
+            judged = self._judge(outcome)
+            if judged is None:
                 return
-            if policy == "drop":
-                outcome = self._drop(outcome)
+            outcome = judged
         self._open_sink.write(self._sequencer.complete(outcome))
 
-    def _drop(self, outcome: Outcome) -> Outcome:
-        for status, value in zip(outcome.statuses, outcome.values, strict=True):
+    def _judge(self, outcome: Outcome) -> Outcome | None:
+        """The outcome with what the policy says of each failed record, by its cause; None where it says stop."""
+        statuses, values = bytearray(outcome.statuses), list(outcome.values)
+        failures: list[tuple[int, Failure]] = []
+        for index, (status, value) in enumerate(zip(statuses, values, strict=True)):
             if status == Status.FAILED:
                 failure = value if isinstance(value, Failure) else decode_failure(value)
-                self._metrics.dropped(failure.stage, failure.kind).inc()
-                self.counts.dropped += 1
-        statuses = outcome.statuses.replace(bytes([Status.FAILED]), bytes([Status.DROPPED]))
-        return Outcome(outcome.span, statuses, outcome.values, outcome.report)
+                if self._policies[failure.cause].then == "stop":
+                    self._stop_for(failure, outcome.span.records[index])
+                    return None
+                failures.append((index, failure))
+        for index, failure in failures:
+            values[index] = failure
+            if self._policies[failure.cause].then == "drop":
+                statuses[index] = Status.DROPPED
+                self._on_dropped(failure)
+        return Outcome(outcome.span, bytes(statuses), values, outcome.report)
 
-    def _stop_for(self, outcome: Outcome) -> None:
-        index = next(i for i, status in enumerate(outcome.statuses) if status == Status.FAILED)
-        value = outcome.values[index]
-        failure = value if isinstance(value, Failure) else decode_failure(value)
-        (topic, partition), offset = outcome.span.lease.partition, outcome.span.records[index].offset
+    def _on_dropped(self, failure: Failure) -> None:
+        self._metrics.dropped(failure).inc()
+        self.counts.dropped += 1
+
+    def _on_too_large(self, failure: Failure, record: Record) -> Then:
+        then = self._policies[failure.cause].then
+        if then == "stop":
+            self._stop_for(failure, record)
+        elif then == "drop":
+            self._on_dropped(failure)
+        return then
+
+    def _stop_for(self, failure: Failure, record: Record) -> None:
+        on_error = self._settings.on_error
+        setting = "then" if on_error.then == "stop" else f"causes.{failure.cause}.then"
         self._on_fatal(
             TaskStoppedError(
-                f"task {self.name} stops, as tasks.{self.name}.on_error.then says, at topic {topic}, partition "
-                f"{partition}, offset {offset}: {failure.stage} failed with {failure.kind}: {failure.message}; mend "
-                f"the record or the backend and start again, it is not committed",
+                f"task {self.name} stops, as tasks.{self.name}.on_error.{setting} says, at topic {record.topic}, "
+                f"partition {record.partition}, offset {record.offset}: {failure.stage} failed with {failure.kind}: "
+                f"{failure.message}; mend the record or the backend and start again, it is not committed",
                 task=self.name,
-                topic=topic,
-                partition=partition,
-                offset=offset,
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
             )
         )
 
@@ -459,7 +485,7 @@ class TaskStream:
 
     def _on_dead(self, failure: Failure, record: Record) -> None:
         self._letters.add(failure, record)
-        self._metrics.dead(failure.stage, failure.kind).inc()
+        self._metrics.dead(failure).inc()
         self.counts.dead += 1
 
     def _on_refused(self, output: str) -> None:
