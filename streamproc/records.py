@@ -183,8 +183,8 @@ class Batch:
 
     ``closed_by`` says which rule closed its window; ``attempt`` counts the executions that were begun, this one
     included; ``fill`` is its size over the task's maximum. Of the executions before: ``retried`` has the cause of each
-    after which all of its records were retried together, ``deaths_alone`` counts those that a worker died of with
-    nothing but this one record.
+    after which all of its records were retried together, ``died_alone`` that of each that a worker died of with nothing
+    but this one record.
     """
 
     id: int
@@ -196,7 +196,7 @@ class Batch:
     fill: float
     attempt: int = 1
     retried: tuple[Cause, ...] = ()
-    deaths_alone: int = 0
+    died_alone: tuple[Cause, ...] = ()
     dispatched: bool = False
     size: int = field(init=False)
     size_bytes: int = field(init=False)

@@ -5,8 +5,8 @@ cause's ``retries`` say, with exponential back-off and jitter. Then it is split 
 and four records or fewer one by one, until the records at fault stand alone.
 
 A record that stands alone is not always at fault. Its worker may have been killed by somebody else, so it is executed
-once more when a worker died of it alone for the first time; and so is one that failed at its very first execution for
-the lack of time or memory.
+once more when a worker died with it alone for the first time of that cause; and so is one that failed at its very first
+execution for the lack of time or memory.
 
 Invariants: besides the retries that the settings ask for, a record at fault is in at most ⌈log₂ n⌉ + 1 further
 executions, so that one in 64 ends at most seven workers; every other record of the batch is delivered; a record is
@@ -56,12 +56,11 @@ class Isolation:
     def decide(self, batch: Batch, failure: Failure) -> Retry | Split | GiveUp:
         """What to do with a batch whose execution failed."""
         alone = batch.size == 1
-        deaths_alone = batch.deaths_alone + (alone and failure.killed)
         retries = self._policies[failure.cause].retries
         if batch.retried.count(failure.cause) < retries or (alone and _may_be_innocent(batch, failure)):
             again = self._again(batch, batch.spans, batch.closed_by)
             again.retried = (*batch.retried, failure.cause)
-            again.deaths_alone = deaths_alone
+            again.died_alone = (*batch.died_alone, failure.cause) if alone and failure.killed else batch.died_alone
             return Retry(again, self._delay_s(len(batch.retried), failure.cause))
         if not alone:
             return Split([self._again(batch, spans, "split") for spans in batch.parts()])
@@ -88,5 +87,5 @@ class Isolation:
 def _may_be_innocent(batch: Batch, failure: Failure) -> bool:
     """Whether a record that failed alone is executed once more although no retry is left."""
     if failure.killed:
-        return batch.deaths_alone == 0
+        return failure.cause not in batch.died_alone
     return batch.attempt == 1 and failure.cause in (Cause.TIMEOUT, Cause.OOM)

@@ -71,6 +71,7 @@ MAX_CHAIN = 10
 OOM_SCORE_ABOVE_PARENT = 500
 _STEP = re.compile(r"^(preprocess|transform_inputs|execute|transform_outputs)\(\)")
 _PR_SET_PDEATHSIG = 1
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 log = logging.getLogger("streamproc.worker")
 
@@ -224,9 +225,10 @@ def _describe(error: BaseException, base_dir: str) -> Failure:
 
 
 def _own_frames(error: BaseException, base_dir: str) -> list[tuple[str, int, str, str]]:
-    """File, line, function and text of the frames in the user's own code, or of all where none is."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename.startswith(base_dir + os.sep)] or frames
+    """File, line, function and text of the frames in the user's own code; or else in others'; or else in ours."""
+    every = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in every if not frame.filename.startswith(_PACKAGE)]
+    own = [frame for frame in theirs if frame.filename.startswith(base_dir + os.sep)] or theirs or every
     return [
         (os.path.relpath(frame.filename, base_dir), frame.lineno or 0, frame.name, frame.line or "") for frame in own
     ]
