@@ -87,8 +87,8 @@ class Scripted(InferenceBackend):
         """Take memory without end, but not so fast that nobody can look."""
         held = []
         while True:
-            held.append(b"x" * 4_194_304)
-            time.sleep(0.005)
+            held.append(b"x" * 16_777_216)
+            time.sleep(0.01)
 
     @staticmethod
     def _compute(record: dict[str, Any]) -> None:
