@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,8 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+
+from streamproc.records import Cause
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
@@ -147,7 +149,7 @@ class RecycleSettings(Section):
     max_batches: int | None = Field(default=None, ge=1)
     """Replace a worker after this many batches."""
     max_rss_mb: int | None = Field(default=None, ge=1)
-    """Replace a worker whose resident memory exceeds this many MiB after a batch."""
+    """Replace a worker whose resident memory exceeds this many MiB after a batch. For leaks; no batch fails."""
 
 
 class PoolSettings(Section):
@@ -171,8 +173,22 @@ class PoolSettings(Section):
     """Environment variables of the workers, set before any import."""
     shared_memory_threshold_bytes: int = Field(default=262_144, ge=0)
     """Batches from this size travel through shared memory, smaller ones through the socket."""
+    max_worker_memory_mb: int | None = Field(default=None, ge=1)
+    """A worker that computes and holds more resident memory than this, in MiB, is killed; its batch fails as `oom`."""
     recycle: RecycleSettings = RecycleSettings()
     """Replacement of healthy workers."""
+
+    @model_validator(mode="after")
+    def _recycling_comes_before_killing(self) -> Self:
+        recycled, killed = self.recycle.max_rss_mb, self.max_worker_memory_mb
+        if recycled is not None and killed is not None and recycled >= killed:
+            raise CrossFieldError(
+                f"{recycled} is not below pool.max_worker_memory_mb ({killed}), so that workers would be killed before "
+                "they could be recycled",
+                hint="lower the one or raise the other",
+                keys=[("recycle", "max_rss_mb"), ("max_worker_memory_mb",)],
+            )
+        return self
 
 
 class InputSettings(Section):
@@ -239,17 +255,75 @@ class CircuitSettings(Section):
     """Close by itself after this time; null: by command only. Trying every 5 minutes costs a night 50,000 records."""
 
 
+Then = Literal["dead_letter", "drop", "stop"]
+
+
+class RecordErrorSettings(Section):
+    """What becomes of records that fail by themselves, for one cause."""
+
+    then: Then | None = None
+    """What becomes of a record that failed for this cause; `on_error.then` by default."""
+
+
+class BatchErrorSettings(RecordErrorSettings):
+    """What happens to batches that fail, for one cause."""
+
+    retries: int | None = Field(default=None, ge=0, le=100)
+    """As `on_error.retries`, for this cause; by default that for `exception`, and 0 for the others."""
+    backoff_ms: int | None = Field(default=None, ge=0)
+    """As `on_error.backoff_ms`, for this cause, and that by default."""
+
+
+class CauseSettings(Section):
+    """What differs for failures of one cause. Records fail by themselves for causes without ``retries``."""
+
+    invalid: RecordErrorSettings = RecordErrorSettings()
+    rejected: RecordErrorSettings = RecordErrorSettings()
+    exception: BatchErrorSettings = BatchErrorSettings()
+    output: BatchErrorSettings = BatchErrorSettings()
+    crash: BatchErrorSettings = BatchErrorSettings()
+    timeout: BatchErrorSettings = BatchErrorSettings()
+    oom: BatchErrorSettings = BatchErrorSettings()
+    too_large: RecordErrorSettings = RecordErrorSettings()
+
+
+class CausePolicy(NamedTuple):
+    """What happens to failures of one cause, with everything that was left out filled in."""
+
+    retries: int
+    backoff_ms: int
+    then: Then
+
+
 class ErrorSettings(Section):
     """What happens to a batch that fails, and at last to the records at fault."""
 
     retries: int = Field(default=2, ge=0, le=100)
-    """Further executions of a failed batch as a whole, before it is split to find the records at fault."""
+    """Further executions as a whole of a batch in which the backend raised, before it is split to find the culprits."""
     backoff_ms: int = Field(default=100, ge=0)
     """Pause before the first retry; doubles with each, up to 30 s, with jitter."""
-    then: Literal["dead_letter", "drop", "stop"] = "dead_letter"
+    then: Then = "dead_letter"
     """What becomes of a record that keeps failing."""
     circuit: CircuitSettings = CircuitSettings()
     """The limit on failed records."""
+    causes: CauseSettings = CauseSettings()
+    """What differs for one cause."""
+
+    def policy(self, cause: Cause) -> CausePolicy:
+        """What to do about failures of this cause.
+
+        But for exceptions, which may be a service's that is away for a moment, a batch is not retried as a whole:
+        splitting finds the culprit sooner and loses no other record.
+        """
+        own: RecordErrorSettings = getattr(self.causes, cause.value)
+        retries = backoff_ms = None
+        if isinstance(own, BatchErrorSettings):
+            retries, backoff_ms = own.retries, own.backoff_ms
+        return CausePolicy(
+            (self.retries if cause is Cause.EXCEPTION else 0) if retries is None else retries,
+            self.backoff_ms if backoff_ms is None else backoff_ms,
+            own.then or self.then,
+        )
 
 
 class LimitSettings(Section):

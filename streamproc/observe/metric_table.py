@@ -16,12 +16,14 @@ import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from streamproc.records import Cause
+
 MetricKind = Literal["counter", "gauge", "histogram"]
 Step = Literal["preprocess", "transform_inputs", "execute", "transform_outputs"]
 CloseRule = Literal["size", "bytes", "wait", "backlog", "split"]
 ProducerOutput = Literal["results", "metrics", "dead_letters"]
 WorkerState = Literal["starting", "ready", "busy", "stopping", "stopped"]
-RestartCause = Literal["exited", "killed", "deadline", "recycled", "start_failed"]
+RestartCause = Literal["exited", "killed", "oom", "deadline", "recycled", "start_failed"]
 
 STEPS: tuple[Step, ...] = get_args(Step)
 CLOSE_RULES: tuple[CloseRule, ...] = get_args(CloseRule)
@@ -67,15 +69,15 @@ def _records() -> tuple[MetricSpec, ...]:
             group,
             "counter",
             "records_dead_total",
-            "Records that became dead letters, by where they failed and the type of the error.",
-            *("task", "stage", "kind"),
+            "Records that became dead letters, by why and where they failed and the type of the error.",
+            *("task", "cause", "stage", "kind"),
         ),
         _spec(
             group,
             "counter",
             "records_dropped_total",
-            "Failed records that were dropped because on_error.then is drop.",
-            *("task", "stage", "kind"),
+            "Failed records that were dropped because on_error says so, for all causes or for theirs.",
+            *("task", "cause", "stage", "kind"),
         ),
         _spec(
             group,
@@ -280,7 +282,7 @@ LABEL_MEANINGS: dict[str, str] = {
     "task": "the task's name in the settings",
     "stage": "where the record failed: `decode`, `schema`, `preprocess`, `transform_inputs`, `execute`, "
     "`transform_outputs`, `output`, `encode`, `worker` or `sink`",
-    "kind": "the type of the error; `other` after the first 50 pairs of stage and kind of a task",
+    "kind": "the type of the error; `other` after the first 50 of a task, by cause, stage and kind",
     "outcome": "`ok` or `failed`",
     "rule": ", ".join(f"`{rule}`" for rule in CLOSE_RULES),
     "step": ", ".join(f"`{step}`" for step in STEPS),
@@ -289,7 +291,8 @@ LABEL_MEANINGS: dict[str, str] = {
     "partition": "a partition that this replica holds; its series end when it is given up",
     "output": ", ".join(f"`{output}`" for output in PRODUCER_OUTPUTS),
     "state": ", ".join(f"`{state}`" for state in WORKER_STATES),
-    "cause": ", ".join(f"`{cause}`" for cause in RESTART_CAUSES),
+    "cause": f"of a failed record: {', '.join(f'`{cause}`' for cause in Cause)}; "
+    f"of a worker's replacement: {', '.join(f'`{cause}`' for cause in RESTART_CAUSES)}",
     "worker": "the worker's index, from 0",
     "version": "streamproc's version",
 }

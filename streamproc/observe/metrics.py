@@ -32,10 +32,10 @@ from streamproc.observe.metric_table import (
     RestartCause,
     Step,
 )
-from streamproc.records import Batch, TopicPartition
+from streamproc.records import Batch, Cause, Failure, TopicPartition
 
 MAX_FAILURE_KINDS = 50
-"""Pairs of stage and kind a task counts apart: the kinds are type names that a user's backend chooses."""
+"""Causes, stages and kinds of failure that a task counts apart: kinds are type names that a user's backend chooses."""
 
 
 def package_version() -> str:
@@ -144,7 +144,7 @@ class TaskMetrics:
     def __init__(self, metrics: Metrics, task: str) -> None:
         self._metrics = metrics
         self._task = task
-        self._failures: dict[tuple[Counter, str, str], Counter] = {}
+        self._failures: dict[tuple[Counter, Cause, str, str], Counter] = {}
         self._partitions: dict[TopicPartition, PartitionMetrics] = {}
         self.records_in = metrics.records_in.labels(task)
         self.records_out = metrics.records_out.labels(task)
@@ -198,13 +198,13 @@ class TaskMetrics:
             if time_ms is not None:
                 histogram.observe(time_ms / 1_000)
 
-    def dead(self, stage: str, kind: str) -> Counter:
+    def dead(self, failure: Failure) -> Counter:
         """The counter of dead letters that failed like this."""
-        return self._failure(self._metrics.records_dead, stage, kind)
+        return self._failure(self._metrics.records_dead, failure)
 
-    def dropped(self, stage: str, kind: str) -> Counter:
+    def dropped(self, failure: Failure) -> Counter:
         """The counter of dropped records that failed like this."""
-        return self._failure(self._metrics.records_dropped, stage, kind)
+        return self._failure(self._metrics.records_dropped, failure)
 
     def partition(self, partition: TopicPartition) -> PartitionMetrics:
         """The gauges of a partition that this replica holds."""
@@ -223,13 +223,14 @@ class TaskMetrics:
             for gauge in (self._metrics.lag_records, self._metrics.lag_seconds, self._metrics.committed_offset):
                 gauge.remove(self._task, partition.topic, str(partition.partition))
 
-    def _failure(self, family: Counter, stage: str, kind: str) -> Counter:
-        known = self._failures.get((family, stage, kind))
+    def _failure(self, family: Counter, failure: Failure) -> Counter:
+        key = (family, failure.cause, failure.stage, failure.kind)
+        known = self._failures.get(key)
         if known is not None:
             return known
         if len(self._failures) >= MAX_FAILURE_KINDS:
-            return family.labels(self._task, stage, "other")
-        counter = self._failures[family, stage, kind] = family.labels(self._task, stage, kind)
+            return family.labels(self._task, failure.cause, failure.stage, "other")
+        counter = self._failures[key] = family.labels(self._task, failure.cause, failure.stage, failure.kind)
         return counter
 
 

@@ -286,6 +286,7 @@ class Processor:
     async def _tick_on(self) -> None:
         for tick in itertools.count():
             self._inspector.observe(self.clock())
+            self.pool.look_for_kills()
             for task in self.tasks.values():
                 task.watch_connection()
                 task.watch_circuit()

@@ -43,6 +43,7 @@ from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
     Batch,
     BatchReport,
+    Cause,
     Failure,
     Lease,
     Outcome,
@@ -63,7 +64,7 @@ from streamproc.runtime.pool import Reply
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
 from streamproc.runtime.source import Room, Source
-from streamproc.settings import Settings
+from streamproc.settings import Settings, Then
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
 """What a topic takes where the broker does not say: Kafka's own default, less its overhead."""
@@ -100,7 +101,7 @@ class LetterLog:
 
     def add(self, failure: Failure, record: Record) -> None:
         """Another one."""
-        self._reasons[f"{failure.stage} {failure.kind}"] += 1
+        self._reasons[f"{failure.cause}: {failure.stage} {failure.kind}"] += 1
         self._last = (failure, record)
 
     def log(self, now: float) -> None:
@@ -160,12 +161,12 @@ class TaskStream:
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
         self.batcher = Batcher(name, self._settings.batch, next_id)
         self.ledger = Ledger()
+        self._policies = {cause: self._settings.on_error.policy(cause) for cause in Cause}
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
         self.circuit = Circuit(self._settings.on_error.circuit)
         # A transaction holds an unbroken run of every partition, since it commits one offset for it.
         self._sequencer = make_sequencer("partition" if self._transactions else self._settings.ordering)
         limits = self._settings.limits
-        self._max_output_bytes = limits.max_in_flight_bytes
         self.source = Source(
             self.consumer,
             Room(limits.max_in_flight_records, limits.max_in_flight_bytes),
@@ -237,6 +238,7 @@ class TaskStream:
                 self._on_settled,
                 self._on_written,
                 self._on_dead,
+                self._on_too_large,
                 self._on_refused,
                 self._on_transaction_lost,
                 self._on_fatal,
@@ -350,7 +352,7 @@ class TaskStream:
         What the results wait for does not wait for them: the broker's answer, or an earlier record of their partition,
         which left the batcher before them, and runs, or runs again, whatever waits.
         """
-        return self.ledger.output_bytes > self._max_output_bytes
+        return self.ledger.output_bytes > self._settings.limits.max_in_flight_bytes
 
     @property
     def backlog(self) -> bool:
@@ -396,8 +398,8 @@ class TaskStream:
         self.progress += 1
         self._metrics.batches_failed.inc()
         log.warning(
-            "task %s: batch %d (%s) failed, execution %d: %s",
-            *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.message),
+            "task %s: batch %d (%s) failed, execution %d, %s: %s",
+            *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.cause, failure.message),
         )
         decision = self._isolation.decide(batch, failure)
         if isinstance(decision, Retry) and all(span.lease in self._letting_go for span in batch.spans):
@@ -406,7 +408,7 @@ class TaskStream:
             handle = asyncio.get_running_loop().call_later(decision.delay_s, self._retry, decision.batch.id)
             self._retries[decision.batch.id] = (handle, decision.batch)
         elif isinstance(decision, Split):
-            self._queue_again(*decision.halves)
+            self._queue_again(*decision.parts)
         else:
             self._give_up(batch, failure, worker)
 
@@ -466,39 +468,59 @@ class TaskStream:
             )
             return
         if any(outcome.statuses):
-            policy = self._settings.on_error.then
-            if policy == "stop":
-                self._stop_for(outcome)
+            judged = self._judge(outcome)
+            if judged is None:
                 return
-            if policy == "drop":
-                outcome = self._drop(outcome)
+            outcome = judged
         if self.circuit.take(outcome, self._clock()):
             self._on_open()
         self._open_sink.write(self._sequencer.complete(outcome))
 
-    def _drop(self, outcome: Outcome) -> Outcome:
-        for status, value in zip(outcome.statuses, outcome.values, strict=True):
+    def _judge(self, outcome: Outcome) -> Outcome | None:
+        """The outcome with what the policy says of each failed record, by its cause; None where it says stop."""
+        statuses, values = bytearray(outcome.statuses), list(outcome.values)
+        failures: list[tuple[int, Failure]] = []
+        for index, (status, value) in enumerate(zip(statuses, values, strict=True)):
             if status == Status.FAILED:
                 failure = value if isinstance(value, Failure) else decode_failure(value)
-                self._metrics.dropped(failure.stage, failure.kind).inc()
-                self.counts.dropped += 1
-        statuses = outcome.statuses.replace(bytes([Status.FAILED]), bytes([Status.DROPPED]))
-        return Outcome(outcome.span, statuses, outcome.values, outcome.report)
+                if self._policies[failure.cause].then == "stop":
+                    self._stop_for(failure, outcome.span.records[index])
+                    return None
+                failures.append((index, failure))
+        for index, failure in failures:
+            values[index] = failure
+            if self._policies[failure.cause].then == "drop":
+                statuses[index] = Status.DROPPED
+                self._on_dropped(failure)
+        return Outcome(outcome.span, bytes(statuses), values, outcome.report)
 
-    def _stop_for(self, outcome: Outcome) -> None:
-        index = next(i for i, status in enumerate(outcome.statuses) if status == Status.FAILED)
-        value = outcome.values[index]
-        failure = value if isinstance(value, Failure) else decode_failure(value)
-        (topic, partition), offset = outcome.span.lease.partition, outcome.span.records[index].offset
+    def _on_dropped(self, failure: Failure) -> None:
+        self._metrics.dropped(failure).inc()
+        self.counts.dropped += 1
+
+    def _on_too_large(self, failure: Failure, record: Record) -> Then:
+        then = self._policies[failure.cause].then
+        if then == "stop":
+            self._stop_for(failure, record)
+        elif then == "drop":
+            self._on_dropped(failure)
+        # To the circuit it was a result so far.
+        if self.circuit.turned_bad(failure, self._clock()):
+            self._on_open()
+        return then
+
+    def _stop_for(self, failure: Failure, record: Record) -> None:
+        on_error = self._settings.on_error
+        setting = "then" if on_error.then == "stop" else f"causes.{failure.cause}.then"
         self._on_fatal(
             TaskStoppedError(
-                f"task {self.name} stops, as tasks.{self.name}.on_error.then says, at topic {topic}, partition "
-                f"{partition}, offset {offset}: {failure.stage} failed with {failure.kind}: {failure.message}; mend "
-                f"the record or the backend and start again, it is not committed",
+                f"task {self.name} stops, as tasks.{self.name}.on_error.{setting} says, at topic {record.topic}, "
+                f"partition {record.partition}, offset {record.offset}: {failure.stage} failed with {failure.kind}: "
+                f"{failure.message}; mend the record or the backend and start again, it is not committed",
                 task=self.name,
-                topic=topic,
-                partition=partition,
-                offset=offset,
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
             )
         )
 
@@ -526,11 +548,8 @@ class TaskStream:
 
     def _on_dead(self, failure: Failure, record: Record) -> None:
         self._letters.add(failure, record)
-        self._metrics.dead(failure.stage, failure.kind).inc()
+        self._metrics.dead(failure).inc()
         self.counts.dead += 1
-        # The other stages' failures were counted when they were decided; to the circuit this one was a result so far.
-        if failure.stage == "sink" and self.circuit.turned_bad(failure, self._clock()):
-            self._on_open()
 
     def _on_refused(self, output: str) -> None:
         self._metrics.producer_errors[cast("ProducerOutput", output)].inc()

@@ -142,12 +142,12 @@ class Chain(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data(), retry=st.booleans())
     def fail(self, data: st.DataObject, retry: bool) -> None:
-        """A batch fails: it waits to be run again, or goes on in halves; one record alone is given up."""
+        """A batch fails: it waits to be run again, or goes on in parts; one record alone is given up."""
         batch = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         if retry:
             self.retries.append(batch)
         elif batch.size > 1:
-            for spans in batch.halves():
+            for spans in batch.parts():
                 half = Batch(next(self.ids), "main", spans, 0.0, 0.0, "split", 0.0)
                 self.again.append(half)
         else:

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.records import BatchReport, Failure, Outcome, Status
+from streamproc.records import BatchReport, Cause, Failure, Outcome, Status
 from streamproc.runtime.circuit import BUCKETS, MAX_REASONS, Circuit
 from streamproc.runtime.codec import encode_failure
 from streamproc.settings import CircuitSettings
 from tests.support.spans import batch, lease, span
 
 LEASE = lease()
-BROKEN = Failure("execute", "ValueError", "the model is broken")
+BROKEN = Failure(Cause.EXCEPTION, "execute", "ValueError", "the model is broken")
 
 
 def outcome(statuses: bytes, failure: Failure = BROKEN, *, from_worker: bool = False) -> Outcome:
@@ -125,7 +125,7 @@ def test_the_window_holds_all_of_its_time_but_a_step_and_nothing_older(
 def test_a_share_of_bad_records_opens_it_once_enough_were_decided() -> None:
     of = circuit(max_rate=0.5, min_records=8, max_run=None, close_after_s=20)
     assert not of.take(outcome(b"\1\1\1\1\1\1\1"), 5.0)
-    assert of.take(outcome(b"\0\0\0\0\0\0\1", Failure("schema", "SchemaViolation", "no text")), 6.0)
+    assert of.take(outcome(b"\0\0\0\0\0\0\1", Failure(Cause.INVALID, "schema", "SchemaViolation", "no text")), 6.0)
     assert of.is_open
     assert of.openings == 1
     assert (of.opened_at, of.closes_at) == (6.0, 26.0)
@@ -188,7 +188,7 @@ def test_opening_by_hand_what_is_open_keeps_it_open_and_says_so_once() -> None:
 def test_results_that_turn_bad_later_move_from_the_good_to_the_bad() -> None:
     of = circuit(max_rate=0.5, min_records=10, max_run=1)
     of.take(outcome(bytes(10)), 0.0)
-    too_large = Failure("sink", "ResultTooLarge", "it does not fit")
+    too_large = Failure(Cause.TOO_LARGE, "sink", "ResultTooLarge", "it does not fit")
     for _ in range(4):
         assert not of.turned_bad(too_large, 1.0)
     assert of.counts(1.0) == (4, 10)
@@ -206,7 +206,7 @@ def test_what_turns_bad_when_its_window_has_passed_is_no_share_above_all() -> No
 def test_reasons_are_bounded_whatever_a_backend_calls_them() -> None:
     of = circuit(max_rate=None, max_run=None)
     for number in range(1_000):
-        of.take(outcome(b"\1", Failure("execute", f"Error{number}", "")), 0.0)
+        of.take(outcome(b"\1", Failure(Cause.EXCEPTION, "execute", f"Error{number}", "")), 0.0)
     assert len(of._buckets[0].reasons) == MAX_REASONS
 
 
