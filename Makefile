@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODES ?= 1
 RECORDS ?= 5000000
+SEED ?= 1
+MINUTES ?= 2
+RATE ?= 2000
+DELIVERY ?= both
 
-.PHONY: help install demo test test-unit lint format bench soak kafka kafka-down constraints clean
+.PHONY: help install demo test test-unit chaos lint format bench soak kafka kafka-down constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,6 +30,9 @@ test: install ## every test; those that need Kafka are skipped where Java or Mav
 
 test-unit: install ## the tests that take milliseconds
 	$(BIN)/python -m pytest tests/unit
+
+chaos: install ## break things for a while and compare; SEED=1 MINUTES=2 RATE=2000 DELIVERY=both
+	$(BIN)/python -m tests.chaos.run --seed $(SEED) --minutes $(MINUTES) --rate $(RATE) --delivery $(DELIVERY)
 
 lint: install ## ruff and mypy, strict
 	$(BIN)/ruff check .

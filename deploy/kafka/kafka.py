@@ -166,6 +166,10 @@ class KafkaCluster:
     second listener (SASL_PLAINTEXT; PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; user ``SASL_USER``) ten ports higher.
     ``properties`` go over the defaults of ``server.properties``. Nodes count from 1.
 
+    ``extra_listeners`` gives further plain-text listeners by name, each with the port that a node advertises for it:
+    ``{"R1": {1: 7001, 2: 7002}}``. Whoever asks there is sent to the advertised ports, behind which the caller has a
+    proxy to ``extra_ports[name][node]``: so a test can cut the network between one client and one node.
+
     As a context manager it starts and stops. ``detached`` leaves the nodes running when this process ends.
     Start it from a thread that lives as long as the cluster shall: without ``detached`` the kernel watches the thread.
     """
@@ -180,6 +184,7 @@ class KafkaCluster:
         sasl: bool = False,
         detached: bool = False,
         heap_mb: int = 512,
+        extra_listeners: Mapping[str, Mapping[int, int]] | None = None,
     ) -> None:
         if nodes < 1:
             raise KafkaClusterError(f"A cluster of {nodes} nodes is none: nodes must be 1 or more.")
@@ -191,7 +196,15 @@ class KafkaCluster:
         self.detached = detached
         self.heap_mb = heap_mb
         self.properties = dict(properties or {})
-        chosen = _free_ports(nodes * (2 if ports else 3))
+        self.extra_listeners = {name: dict(advertised) for name, advertised in (extra_listeners or {}).items()}
+        if any(set(advertised) != set(self._node_ids()) for advertised in self.extra_listeners.values()):
+            raise KafkaClusterError(f"An extra listener advertises one port for each of the nodes 1 to {nodes}.")
+        extra = free_ports(nodes * len(self.extra_listeners))
+        self.extra_ports = {
+            name: dict(zip(self._node_ids(), extra[index * nodes :], strict=False))
+            for index, name in enumerate(self.extra_listeners)
+        }
+        chosen = free_ports(nodes * (2 if ports else 3), without=extra)
         self.ports = list(ports) if ports else chosen[:nodes]
         self.sasl_ports = [port + 10 for port in self.ports] if ports else chosen[nodes : 2 * nodes]
         self._controller_ports = chosen[-nodes:]
@@ -206,7 +219,17 @@ class KafkaCluster:
             state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        cluster = cls(directory, state["nodes"], state["ports"], state["properties"], sasl=state["sasl"], detached=True)
+        extra_listeners = {name: _by_node(ports) for name, ports in state["extra_listeners"].items()}
+        cluster = cls(
+            directory,
+            state["nodes"],
+            state["ports"],
+            state["properties"],
+            sasl=state["sasl"],
+            detached=True,
+            extra_listeners=extra_listeners,
+        )
+        cluster.extra_ports = {name: _by_node(ports) for name, ports in state["extra_ports"].items()}
         cluster.sasl_ports = state["sasl_ports"]
         cluster._controller_ports = state["controller_ports"]
         cluster._cluster_id = state["cluster_id"]
@@ -327,7 +350,8 @@ class KafkaCluster:
         return self._home(node) / "server.properties"
 
     def _check_ports(self) -> None:
-        for port in [*self.ports, *self._controller_ports, *(self.sasl_ports if self.sasl else [])]:
+        extra = [port for ports in self.extra_ports.values() for port in ports.values()]
+        for port in [*self.ports, *self._controller_ports, *(self.sasl_ports if self.sasl else []), *extra]:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
@@ -343,6 +367,8 @@ class KafkaCluster:
             "ports": self.ports,
             "sasl_ports": self.sasl_ports,
             "controller_ports": self._controller_ports,
+            "extra_listeners": self.extra_listeners,
+            "extra_ports": self.extra_ports,
             "properties": self.properties,
             "sasl": self.sasl,
             "heap_mb": self.heap_mb,
@@ -360,7 +386,10 @@ class KafkaCluster:
         listeners = {"PLAINTEXT": self.ports[node - 1], "CONTROLLER": self._controller_ports[node - 1]}
         if self.sasl:
             listeners["SASL_PLAINTEXT"] = self.sasl_ports[node - 1]
-        addresses = {name: f"{name}://{HOST}:{port}" for name, port in listeners.items()}
+        listeners |= {name: ports[node] for name, ports in self.extra_ports.items()}
+        advertised = listeners | {name: ports[node] for name, ports in self.extra_listeners.items()}
+        del advertised["CONTROLLER"]
+        protocols = dict.fromkeys(listeners, "PLAINTEXT") | {"SASL_PLAINTEXT": "SASL_PLAINTEXT"}
         voters = ",".join(f"{n}@{HOST}:{self._controller_ports[n - 1]}" for n in self._node_ids())
         replicas = str(min(self.nodes, 3))
         in_sync = str(min(self.nodes, 2))
@@ -369,12 +398,10 @@ class KafkaCluster:
             "node.id": str(node),
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
-            "listeners": ",".join(addresses.values()),
-            "advertised.listeners": ",".join(addresses[name] for name in listeners if name != "CONTROLLER"),
+            "listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in listeners.items()),
+            "advertised.listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in advertised.items()),
             "inter.broker.listener.name": "PLAINTEXT",
-            "listener.security.protocol.map": (
-                "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT"
-            ),
+            "listener.security.protocol.map": ",".join(f"{name}:{by}" for name, by in protocols.items()),
             "log.dirs": str(self._home(node) / "data"),
             # A topic that nobody declared is an error to report, not one to create in silence.
             "auto.create.topics.enable": "false",
@@ -531,7 +558,12 @@ def _command_line(pid: int) -> str:
     return asked.stdout
 
 
-def _free_ports(count: int) -> list[int]:
+def _by_node(ports: Mapping[str, int]) -> dict[int, int]:
+    return {int(node): port for node, port in ports.items()}
+
+
+def free_ports(count: int, without: Sequence[int] = ()) -> list[int]:
+    """Ports of the loopback address that nobody listens at, none of ``without`` among them."""
     # Below the range that outgoing connections take theirs from: there, a client that keeps trying to reach a node that
     # was killed can connect to itself, and the port is gone.
     try:
@@ -539,18 +571,18 @@ def _free_ports(count: int) -> list[int]:
         highest = int(text.split()[0])
     except (OSError, ValueError):
         highest = 32768
-    numbers = list(range(min(15000, highest // 2), highest))
+    numbers = list(set(range(min(15000, highest // 2), highest)).difference(without))
     random.shuffle(numbers)
     found: list[int] = []
     for port in numbers:
+        if len(found) == count:
+            return found
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))
             except OSError:
                 continue
         found.append(port)
-        if len(found) == count:
-            return found
     raise KafkaClusterError(f"There are no {count} free ports below {highest}: stop something that listens.")
 
 

@@ -19,6 +19,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 from streamproc.broker.configs import describe_configs, set_configs
 from streamproc.broker.connection import (
     all_topics,
+    ask_any_broker,
     client_options,
     first_connection,
     is_embedded,
@@ -193,8 +194,7 @@ class KafkaAdmin:
         return self._inner._client  # noqa: SLF001 - requests that aiokafka's admin client does not know
 
     async def _read_topics(self) -> dict[str, TopicInfo]:
-        client = self._client
-        return await read_topics(client.send(client.get_random_node(), all_topics()), self._settings)
+        return await read_topics(ask_any_broker(self._client, all_topics()), self._settings)
 
     async def _exist(self, names: Sequence[str]) -> None:
         """Aiokafka would ask for topics by name, again and again, and thereby create them."""

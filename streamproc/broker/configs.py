@@ -13,6 +13,7 @@ from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int8, Int16, Int32, Schema, String
 
+from streamproc.broker.connection import ask_any_broker
 from streamproc.broker.interface import ConfigEntry
 
 TOPIC = 2
@@ -23,7 +24,7 @@ _DYNAMIC_TOPIC_CONFIG = 1
 
 async def describe_configs(client: Any, topic: str) -> dict[str, ConfigEntry]:
     """The configurations of a topic by name; raises aiokafka's errors."""
-    response = await client.send(client.get_random_node(), DescribeConfigsRequest([(TOPIC, topic, None)]))
+    response = await ask_any_broker(client, DescribeConfigsRequest([(TOPIC, topic, None)]))
     entries: dict[str, ConfigEntry] = {}
     for code, message, _, _, configs in response.resources:
         error = kafka.for_code(code)
@@ -40,7 +41,7 @@ async def set_configs(client: Any, topic: str, changes: dict[str, str]) -> None:
     """Change single configurations of a topic; raises aiokafka's errors."""
     entries = [(name, _SET, value) for name, value in changes.items()]
     request = IncrementalAlterConfigsRequest([(TOPIC, topic, entries)])
-    response = await client.send(client.get_random_node(), request)
+    response = await ask_any_broker(client, request)
     for code, message, _, _ in response.resources:
         error = kafka.for_code(code)
         if error is not kafka.NoError:

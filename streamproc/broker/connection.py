@@ -151,6 +151,22 @@ def isolation_level(uncommitted: bool) -> str:
     return "read_uncommitted" if uncommitted else "read_committed"
 
 
+async def ask_any_broker(client: Any, request: Any) -> Any:
+    """The answer of one of the brokers that aiokafka's client knows: where one is down, that of another.
+
+    Raises what the last of them raised, or a retriable error of aiokafka's where none is known.
+    """
+    first = client.get_random_node()
+    others = [broker.nodeId for broker in client.cluster.brokers() if broker.nodeId != first]
+    last: BaseException = kafka.NodeNotReadyError("no broker is known")
+    for node in (first, *others):
+        try:
+            return await client.send(node, request)
+        except (kafka.KafkaConnectionError, kafka.NodeNotReadyError, kafka.RequestTimedOutError, OSError) as error:
+            last = error
+    raise last
+
+
 async def check_topics(connection: Any, topics: Iterable[str], settings: KafkaSettings) -> None:
     """Raise TopicMissingError for the topics that do not exist; asking does not create them."""
     wanted = list(topics)

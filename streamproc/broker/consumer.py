@@ -13,6 +13,9 @@ Records come out as aiokafka made them: nothing here is done per record. What is
   partition is passed over instead: aiokafka fetches at most one answer ahead for it.
 - Committed offsets are asked for as stable ones: those that a transaction of the partition's last owner has left open
   are waited for. Otherwise its records would be read again, and then its transaction committed after all.
+- Nothing is read that another member may be reading: once no heartbeat was answered for a session, or the group has
+  said that we are no member of it, no record comes until a heartbeat is answered or partitions are assigned anew.
+  aiokafka goes on fetching, so that a replica that comes back would process what is not its own for seconds.
 - Every ``getmany`` counts as a poll for ``kafka.max_poll_interval_ms``, also with everything paused.
 
 Partitions are assigned round robin. aiokafka's sticky assignor keeps its state in class attributes, which the consumers
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -43,11 +47,13 @@ from streamproc.broker.connection import (
     isolation_level,
 )
 from streamproc.broker.interface import Membership, OffsetReset, Rebalanced
-from streamproc.broker.offsets import corrected_ends, stable_offsets
+from streamproc.broker.offsets import committed_offsets, corrected_ends, stable_offsets
 from streamproc.broker.translation import rejected, translate
 from streamproc.errors import BrokerUnreachableError, CommitRejectedError, StreamprocError
 from streamproc.records import Record, TopicPartition
 from streamproc.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
 
 _HEARTBEAT_MS = 1_000
 _EMBEDDED_SESSION_MS = 6_000
@@ -86,6 +92,10 @@ class KafkaConsumer:
         self._may_commit = False
         self._stopped = False
         self._embedded = False
+        self._session_s = 0.0
+        self._heard_at: float | None = None
+        """When the last heartbeat that was answered was sent; None before the first assignment."""
+        self._silent = False
         self._callback_error: BaseException | None = None
         self._wake: asyncio.Future[None] | None = None
         self._commits: set[asyncio.Future[None]] = set()
@@ -100,6 +110,7 @@ class KafkaConsumer:
             self._embedded = is_embedded(connection)
         # The embedded broker lets the first member of a group wait for others for half of the session timeout.
         session_ms = min(settings.session_timeout_ms, _EMBEDDED_SESSION_MS if self._embedded else 2**31)
+        self._session_s = session_ms / 1_000
         self._inner = AIOKafkaConsumer(
             **options,
             group_id=self._group_id,
@@ -174,7 +185,7 @@ class KafkaConsumer:
             subscription._fetch_count = calls + 1  # noqa: SLF001
             while not self._stopped:
                 self._check()
-                if not self._rebalancing:
+                if not self._rebalancing and self._in_session():
                     found = await self._inner.getmany(*self._wanted, max_records=max_records)
                     if found:
                         return cast("Mapping[TopicPartition, Sequence[Record]]", found)
@@ -240,6 +251,10 @@ class KafkaConsumer:
         """Whether there is a connection to any broker at this moment."""
         connections = self._inner._client._conns.values() if self._inner is not None else ()  # noqa: SLF001
         return any(connection.connected() for connection in connections)
+
+    def is_member(self) -> bool:
+        """Whether the group has not gone on without us, as far as we were told."""
+        return bool(self._inner is not None and self._inner._coordinator.member_id)  # noqa: SLF001
 
     def position(self, partition: TopicPartition) -> int | None:
         """The next offset to fetch of an assigned partition, or None before it is known.
@@ -337,6 +352,53 @@ class KafkaConsumer:
         if not waiter.cancelled():
             waiter.result()
 
+    def _silent_for_s(self) -> float:
+        """How long the group has not said that we are a member."""
+        return time.monotonic() - (self._heard_at or 0.0)
+
+    def _in_session(self) -> bool:
+        """Whether nobody else can have our partitions yet."""
+        silent_s = self._silent_for_s()
+        if (silent_s > self._session_s) != self._silent:
+            self._silent = not self._silent
+            if self._silent:
+                log.warning(
+                    "group %s has answered no heartbeat for %.1f s (kafka.session_timeout_ms is %g); reading pauses "
+                    "until it does, since others may read our partitions by now",
+                    *(self._group_id, silent_s, self._session_s * 1_000),
+                )
+            else:
+                log.info("group %s answers again; reading goes on", self._group_id)
+        return not self._silent and self.is_member()
+
+    def _listen_for_heartbeats(self) -> None:
+        """Note when the group last said that we are a member: aiokafka keeps that to itself."""
+        if self._heard_at is None:
+            coordinator = self._inner._coordinator  # noqa: SLF001
+            beat = coordinator._do_heartbeat  # noqa: SLF001
+
+            async def noted() -> bool:
+                if self._silent_for_s() > self._session_s and not await self._coordinator_knows():
+                    return False
+                sent_at = time.monotonic()
+                answered = bool(await beat())
+                if answered:
+                    self._heard_at = sent_at
+                    self._notify()
+                return answered
+
+            coordinator._do_heartbeat = noted  # noqa: SLF001
+        self._heard_at = time.monotonic()
+
+    async def _coordinator_knows(self) -> bool:
+        """Whether the coordinator has loaded its groups: until then it answers every heartbeat well, in Kafka."""
+        try:
+            await committed_offsets(self._inner._client, self._group_id, list(self._assigned)[:1])  # noqa: SLF001
+        except (kafka.KafkaError, OSError) as error:
+            log.debug("the coordinator of group %s does not answer yet: %r", self._group_id, error)
+            return False
+        return True
+
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
@@ -365,6 +427,7 @@ class KafkaConsumer:
     async def _assign(self, partitions: set[TopicPartition], callback: Rebalanced) -> None:
         self._assigned = partitions
         self._may_commit = True
+        self._listen_for_heartbeats()
         await self._call(callback, set(partitions))
         self._choose()
         self._rebalancing = False

@@ -59,7 +59,8 @@ class Consumer(Protocol):
         """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``.
 
         Never waits longer, also while the group rebalances. Returns nothing of a partition from the call of
-        ``on_revoked`` on until ``on_assigned`` has returned. Calling it keeps the membership alive, whatever is paused.
+        ``on_revoked`` on until ``on_assigned`` has returned, nor while the group has been silent for longer than a
+        session. Calling it keeps the membership alive, whatever is paused.
 
         Raises:
             BrokerError: reading or the membership failed in the background, and does not mend itself.
@@ -81,6 +82,12 @@ class Consumer(Protocol):
 
     def connected(self) -> bool:
         """Whether there is a connection to any broker at this moment."""
+
+    def is_member(self) -> bool:
+        """Whether the group has not gone on without this consumer, as far as it knows.
+
+        Where it has, the partitions are somebody else's already when ``on_revoked`` is called.
+        """
 
     def position(self, partition: TopicPartition) -> int | None:
         """The next offset to fetch of an assigned partition, past what is no record (transaction markers)."""

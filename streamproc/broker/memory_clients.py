@@ -37,6 +37,7 @@ class MemoryConsumer:
         self._rebalancing = True
         self._may_commit = False
         self._expelled = False
+        self._rejoining = False
         self._stopped = False
         self._error: BaseException | None = None
 
@@ -68,7 +69,7 @@ class MemoryConsumer:
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
-            if self._expelled:
+            if self._expelled and not self._rejoining:
                 self._rejoin()
             found = {} if self._rebalancing or self._stopped else self._take(max_records)
             remaining = deadline - loop.time()
@@ -114,6 +115,10 @@ class MemoryConsumer:
     def connected(self) -> bool:
         """Whether it was started and not stopped."""
         return self._on_assigned is not None and not self._stopped
+
+    def is_member(self) -> bool:
+        """Whether the broker has not expelled it."""
+        return not self._expelled
 
     def position(self, partition: TopicPartition) -> int | None:
         """The next offset to fetch of an assigned partition."""
@@ -161,13 +166,14 @@ class MemoryConsumer:
         self._group.leave(self)
 
     def _rejoin(self) -> None:
-        self._expelled = False
+        self._rejoining = True
         self._rebalancing = True
         self._may_commit = False
         self._broker.background(self._revoke_and_join())
 
     async def _revoke_and_join(self) -> None:
         await self.revoke()
+        self._expelled = self._rejoining = False
         if not self._stopped:
             await self._group.join(self)
 

@@ -30,7 +30,14 @@ from aiokafka.producer.transaction_manager import NO_PRODUCER_EPOCH, NO_PRODUCER
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streamproc.broker.configs import describe_configs
-from streamproc.broker.connection import all_topics, can_be_idempotent, client_options, first_connection, read_topics
+from streamproc.broker.connection import (
+    all_topics,
+    ask_any_broker,
+    can_be_idempotent,
+    client_options,
+    first_connection,
+    read_topics,
+)
 from streamproc.broker.interface import BatchBuilder, Compression, Headers, Row
 from streamproc.broker.translation import missing, translate
 from streamproc.errors import BrokerError, SettingsError
@@ -229,7 +236,7 @@ class KafkaProducer:
         deadline = loop.time() + self._settings.connect_timeout_s
         try:
             while True:
-                topics = await read_topics(client.send(client.get_random_node(), all_topics()), self._settings)
+                topics = await read_topics(ask_any_broker(client, all_topics()), self._settings)
                 if topic not in topics:
                     raise missing([topic], self._settings, topics)
                 count = topics[topic].partitions

@@ -679,9 +679,17 @@ class TaskStream:
         self._give_back(self.batcher.discard(leases))
         self._letting_go |= leases
         self._hand_back_waiting()
+        if not self.consumer.is_member():
+            log.warning(
+                "task %s: group %s went on without this replica; %s in flight are left to the new owners of %s",
+                *(self.name, self.group, count_of(self.ledger.in_flight(partitions), "record")),
+                count_of(len(partitions), "partition"),
+            )
         try:
             async with asyncio.timeout(self._application.rebalance_drain_s):
-                await self._until_settled(partitions)
+                # What the group has given to others is theirs to finish: each result from here would be one too many.
+                if self.consumer.is_member():
+                    await self._until_settled(partitions)
         except TimeoutError:
             log.warning(
                 "task %s: %d records of %d revoked partitions did not finish within rebalance_drain_s (%g s); their "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from deploy.kafka.kafka import (
     SASL_USER,
     KafkaCluster,
     KafkaClusterError,
+    free_ports,
     known_brokers,
 )
 
@@ -149,6 +151,47 @@ def test_three_nodes_go_on_with_two_and_take_the_third_back(tmp_path: Path, topi
         cluster.restart(2)
         assert cluster.answering() == [1, 2, 3]
         assert run(read(cluster.bootstrap_servers, topic, 2)) == [b"three", b"two"]
+
+
+@pytest.mark.usefixtures("kafka_available")
+def test_whoever_asks_at_an_extra_listener_is_sent_to_the_port_that_it_advertises(
+    tmp_path: Path, topic_name: TopicName, run: Run
+) -> None:
+    topic, through, nowhere = topic_name(), free_ports(1)[0], free_ports(1)[0]
+    cluster = KafkaCluster(tmp_path / "kafka", extra_listeners={"R1": {1: through}, "R2": {1: nowhere}})
+
+    async def story() -> list[bytes]:
+        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", cluster.extra_ports["R1"][1])
+
+            async def carry(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+                while data := await source.read(65_536):
+                    to.write(data)
+                to.close()
+
+            await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+
+        server = await asyncio.start_server(forward, "127.0.0.1", through)
+        # Asked at the node itself, and led from there to the port before it; at R2 it would lead nowhere.
+        asked = f"127.0.0.1:{cluster.extra_ports['R1'][1]}"
+        await create(cluster.bootstrap_servers, topic)
+        await write(asked, topic, b"1", b"2")
+        found = await read(asked, topic, 2)
+        server.close()
+        with pytest.raises(KafkaConnectionError):
+            await write(f"127.0.0.1:{nowhere}", topic, b"3")
+        return found
+
+    with cluster:
+        loaded = KafkaCluster.load(tmp_path / "kafka")
+        assert loaded is not None
+        assert (loaded.extra_listeners, loaded.extra_ports) == (cluster.extra_listeners, cluster.extra_ports)
+        assert run(story()) == [b"1", b"2"]
+
+
+def test_an_extra_listener_advertises_a_port_for_each_node(tmp_path: Path) -> None:
+    with pytest.raises(KafkaClusterError, match="each of the nodes 1 to 3"):
+        KafkaCluster(tmp_path, nodes=3, extra_listeners={"R1": {1: 7_001, 2: 7_002}})
 
 
 @pytest.mark.usefixtures("kafka_available")

@@ -275,6 +275,28 @@ def test_a_member_that_was_thrown_out_comes_back_and_nothing_is_lost() -> None:
     run(test)
 
 
+def test_what_a_member_that_was_thrown_out_has_in_flight_is_left_to_the_new_owner(tmp_path: Path) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        done = tmp_path / "done"
+        async with processing(broker, rebalance_drain_s=60) as processor:
+            task = processor.tasks["main"]
+            record = {"id": 0, "do": "compute", "until": str(done), "once": str(tmp_path / "once")}
+            broker.append("in", json.dumps(record).encode())
+            await until((tmp_path / "once").exists, "the batch computes")
+            (lease,) = [it for it in task.ledger.leases() if it.partition.partition == 0]
+            assert isinstance(task.consumer, MemoryConsumer)
+            broker.expel(task.consumer)
+            # It does not wait for its batch before it joins again: nobody would want the result.
+            await until(lambda: not task.ledger.is_live(lease) and task.ledger.assigned(), "it is a member again")
+            assert broker.records("in.results") == []
+            done.touch()
+            await all_committed(broker, 1)
+        assert len(broker.records("in.results")) == 1
+
+    run(test)
+
+
 def test_records_in_a_window_are_given_back_at_shutdown_and_read_again() -> None:
     async def test() -> None:
         broker = make_broker()

@@ -168,6 +168,7 @@ def test_an_expelled_member_cannot_commit_and_finds_out_when_it_polls(run: Run) 
         await b.start("t")
         [mine] = a.consumer.assigned
         broker.expel(a.consumer)
+        assert (a.consumer.is_member(), b.consumer.is_member()) == (False, True)
         await broker.settled()
         assert b.told[-1] == ("assigned", [0, 1])
         assert a.told == [("assigned", [0, 1]), ("revoked", [0, 1]), ("assigned", [mine.partition])]
@@ -177,6 +178,7 @@ def test_an_expelled_member_cannot_commit_and_finds_out_when_it_polls(run: Run) 
         await broker.settled()
         assert a.told[3] == ("revoked", [mine.partition])
         assert a.told[4][0] == "assigned"
+        assert a.consumer.is_member()
         assert len(a.consumer.assigned) == len(b.consumer.assigned) == 1
         await a.consumer.commit({next(iter(a.consumer.assigned)): 1})
         await a.consumer.stop()
