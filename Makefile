@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NODES ?= 1
+RECORDS ?= 5000000
 SEED ?= 1
 MINUTES ?= 2
 RATE ?= 2000
 DELIVERY ?= both
 
-.PHONY: help install demo test test-unit chaos lint format bench kafka kafka-down constraints clean
+.PHONY: help install demo test test-unit chaos lint format bench soak kafka kafka-down constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -44,6 +45,11 @@ format: install ## let ruff write the code as it wants it
 
 bench: install ## the parent's CPU per record against a bare aiokafka loop
 	$(BIN)/python -m benchmarks.passthrough
+
+soak: install ## resident memory over RECORDS=5000000 records, and once more with workers killed; a graph of each in build/
+	@mkdir -p build
+	$(BIN)/python -m benchmarks.soak --records $(RECORDS) --out build/soak
+	$(BIN)/python -m benchmarks.soak --records $(RECORDS) --workers 2 --kill-every-s 3 --out build/soak-deaths
 
 kafka: install ## start Apache Kafka from its jars on port 9092; NODES=3 for a cluster
 	$(BIN)/python deploy/kafka/kafka.py up --nodes $(NODES)

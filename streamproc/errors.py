@@ -15,6 +15,7 @@
                   ├ BrokerAuthorizationError           an operation is not allowed
                   ├ TopicMissingError                  a topic that the settings name does not exist
                   ├ CommitRejectedError                the group has moved on since; harmless
+                  ├ TransactionAbortedError            a transaction was given up; its records are processed again
                   ├ RecordTooLargeError                a topic refuses a batch for its size
                   └ EmbeddedBrokerError                the embedded broker cannot be found or started
     pool     ─► PoolError                            the worker processes
@@ -22,6 +23,7 @@
     sink     ─► SinkError                            results cannot be written and cannot be given up
     policy   ─► TaskStoppedError                     a record failed and the settings say: stop
     sidecar  ─► PortTakenError                       the HTTP port is in use
+             ─► SidecarError                         a command cannot ask the sidecar, or is refused by it
     anywhere ─► InternalError                        a fault of streamproc itself; the processor stops rather than limps
 
 What happens to one record or one batch is data, not an exception: see ``records.Failure``.
@@ -126,6 +128,10 @@ class CommitRejectedError(BrokerError):
     """The group rebalanced before the commit arrived: another member owns the partitions now."""
 
 
+class TransactionAbortedError(BrokerError):
+    """A transaction was given up: nothing of it is visible, and its records are processed again."""
+
+
 class RecordTooLargeError(BrokerError):
     """A topic's ``max.message.bytes`` refuses what was sent to it."""
 
@@ -173,6 +179,14 @@ class PortTakenError(StreamprocError):
     def __init__(self, message: str, *, host: str = "", port: int = 0) -> None:
         self.host = host
         self.port = port
+        super().__init__(message)
+
+
+class SidecarError(StreamprocError):
+    """A processor's sidecar does not answer a command, or refuses it. ``url`` says which."""
+
+    def __init__(self, message: str, *, url: str = "") -> None:
+        self.url = url
         super().__init__(message)
 
 

@@ -20,11 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple, Protocol
 
 NULL_SIZE = -1
 """The size of a value that is null, which an empty one is not."""
+
+SPLIT_SINGLY = 4
+"""A failed batch of so few records is split into single ones, a larger one in halves."""
 
 
 class TopicPartition(NamedTuple):
@@ -89,6 +92,8 @@ class Span:
     arrived_at: float
     size_bytes: int = field(init=False)
     """The bytes of the values together."""
+    output_bytes: int = field(init=False, default=0)
+    """The bytes of the results, once there are some: the ledger counts them until the span is settled."""
 
     def __post_init__(self) -> None:
         self.size_bytes = sum(self.sizes) - NULL_SIZE * self.sizes.count(NULL_SIZE)
@@ -111,6 +116,13 @@ class Span:
             Span(self.lease, self.first + count, records[count:], sizes[count:], self.arrived_at),
         )
 
+    def singles(self) -> list[Span]:
+        """A span for each record."""
+        return [
+            Span(self.lease, self.first + index, self.records[index : index + 1], [size], self.arrived_at)
+            for index, size in enumerate(self.sizes)
+        ]
+
 
 def value_sizes(records: Sequence[Record]) -> list[int]:
     """The bytes of each record's value; ``NULL_SIZE`` for a null."""
@@ -125,19 +137,46 @@ class Status(IntEnum):
     DROPPED = 2
 
 
+class Cause(StrEnum):
+    """Why something failed, in the one word that policies, dead letters and metrics go by. The values are public."""
+
+    INVALID = "invalid"
+    """The value is no JSON object, does not match its topic's schema, or is too large."""
+    REJECTED = "rejected"
+    """The backend put a RecordError in the record's place."""
+    EXCEPTION = "exception"
+    """A step of the backend raised."""
+    OUTPUT = "output"
+    """The backend answered with something else than one output per record, or with one that has no JSON form."""
+    CRASH = "crash"
+    """The worker process died."""
+    TIMEOUT = "timeout"
+    """The batch computed for longer than its deadline."""
+    OOM = "oom"
+    """Memory ran out: the worker's, the device's, or what the worker may have."""
+    TOO_LARGE = "too_large"
+    """The result does not fit its topic."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a record, or a whole batch, failed.
 
     ``stage`` is where on the path it happened (``decode``, ``schema``, ``preprocess``, ``transform_inputs``,
     ``execute``, ``transform_outputs``, ``output``, ``encode``, ``worker``, ``sink``); ``kind`` the error's type;
-    ``message`` the sentence for people. ``retriable`` is false where the same record would fail the same way again.
+    ``message`` the sentence for people; ``traceback`` the last lines of an exception's, where one was raised.
     """
 
+    cause: Cause
     stage: str
     kind: str
     message: str
-    retriable: bool = True
+    traceback: str = ""
+
+    @property
+    def killed(self) -> bool:
+        """Whether the worker process ended with it, for another reason than the batch's deadline."""
+        return self.stage == "worker" and self.cause is not Cause.TIMEOUT
 
 
 @dataclass(slots=True, eq=False)
@@ -145,7 +184,9 @@ class Batch:
     """Records of one task that a worker runs together.
 
     ``closed_by`` says which rule closed its window; ``attempt`` counts the executions that were begun, this one
-    included; ``fill`` is its size over the task's maximum.
+    included; ``fill`` is its size over the task's maximum. Of the executions before: ``retried`` has the cause of each
+    after which all of its records were retried together, ``died_alone`` that of each that a worker died of with nothing
+    but this one record.
     """
 
     id: int
@@ -156,6 +197,8 @@ class Batch:
     closed_by: str
     fill: float
     attempt: int = 1
+    retried: tuple[Cause, ...] = ()
+    died_alone: tuple[Cause, ...] = ()
     dispatched: bool = False
     size: int = field(init=False)
     size_bytes: int = field(init=False)
@@ -169,8 +212,21 @@ class Batch:
         self.size = sum([len(span.records) for span in self.spans])
         self.size_bytes = sum([span.size_bytes for span in self.spans])
 
-    def halves(self) -> tuple[list[Span], list[Span]]:
-        """The batch's spans as two lists whose lengths in records differ by at most one; needs two records or more."""
+    def release(self) -> None:
+        """Let go of the records, and keep what describes the batch: a report outlives most of its records."""
+        self.spans = ()
+
+    def parts(self) -> list[list[Span]]:
+        """The spans of the batches to split this one into: halves, or single records of four or fewer.
+
+        The records of halves differ by at most one in number. Four one by one are as many executions as two halves of
+        which one fails, and a culprit among them fails once less.
+        """
+        if self.size > SPLIT_SINGLY:
+            return list(self._halves())
+        return [[one] for span in self.spans for one in span.singles()]
+
+    def _halves(self) -> tuple[list[Span], list[Span]]:
         wanted = self.size // 2
         left: list[Span] = []
         right: list[Span] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,8 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+
+from streamproc.records import Cause
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
@@ -93,6 +95,8 @@ class KafkaSettings(Section):
     """A replica that does not poll for this long is taken out of the group; inference never blocks polling."""
     request_timeout_ms: int = Field(default=40_000, ge=1_000)
     """How long one request to a broker may take."""
+    transaction_timeout_ms: int = Field(default=10_000, ge=1_000)
+    """With exactly_once: a transaction that takes longer is aborted; it holds up its readers while it is open."""
     connect_timeout_s: float = Field(default=10.0, gt=0)
     """How long to try to reach a broker at start before giving up."""
     fetch_max_bytes: int = Field(default=52_428_800, ge=1_024)
@@ -145,7 +149,7 @@ class RecycleSettings(Section):
     max_batches: int | None = Field(default=None, ge=1)
     """Replace a worker after this many batches."""
     max_rss_mb: int | None = Field(default=None, ge=1)
-    """Replace a worker whose resident memory exceeds this many MiB after a batch."""
+    """Replace a worker whose resident memory exceeds this many MiB after a batch. For leaks; no batch fails."""
 
 
 class PoolSettings(Section):
@@ -169,8 +173,22 @@ class PoolSettings(Section):
     """Environment variables of the workers, set before any import."""
     shared_memory_threshold_bytes: int = Field(default=262_144, ge=0)
     """Batches from this size travel through shared memory, smaller ones through the socket."""
+    max_worker_memory_mb: int | None = Field(default=None, ge=1)
+    """A worker that computes and holds more resident memory than this, in MiB, is killed; its batch fails as `oom`."""
     recycle: RecycleSettings = RecycleSettings()
     """Replacement of healthy workers."""
+
+    @model_validator(mode="after")
+    def _recycling_comes_before_killing(self) -> Self:
+        recycled, killed = self.recycle.max_rss_mb, self.max_worker_memory_mb
+        if recycled is not None and killed is not None and recycled >= killed:
+            raise CrossFieldError(
+                f"{recycled} is not below pool.max_worker_memory_mb ({killed}), so that workers would be killed before "
+                "they could be recycled",
+                hint="lower the one or raise the other",
+                keys=[("recycle", "max_rss_mb"), ("max_worker_memory_mb",)],
+            )
+        return self
 
 
 class InputSettings(Section):
@@ -220,24 +238,101 @@ class BatchSettings(Section):
     """Most bytes of values in a batch; a larger record runs alone."""
 
 
+class CircuitSettings(Section):
+    """When too many records fail, the task pauses, rather than turn the stream into dead letters."""
+
+    enabled: bool = True
+    """Whether the limits below open the circuit; it can be opened by hand in any case."""
+    max_rate: float | None = Field(default=0.5, gt=0, le=1)
+    """Open at this share of failed records within `window_s`; null: never. Where half fail, the model is at fault."""
+    window_s: float = Field(default=60.0, gt=0)
+    """The window of `max_rate`; long enough that a bad burst is weighed against the records around it."""
+    min_records: int = Field(default=500, ge=1)
+    """`max_rate` counts once the window holds this many records: of fewer, a share says little."""
+    max_run: int | None = Field(default=1_000, ge=1)
+    """Open at this many failed records in a row; null: never. For slow streams, which never have `min_records`."""
+    close_after_s: float | None = Field(default=300.0, gt=0)
+    """Close by itself after this time; null: by command only. Trying every 5 minutes costs a night 50,000 records."""
+
+
+Then = Literal["dead_letter", "drop", "stop"]
+
+
+class RecordErrorSettings(Section):
+    """What becomes of records that fail by themselves, for one cause."""
+
+    then: Then | None = None
+    """What becomes of a record that failed for this cause; `on_error.then` by default."""
+
+
+class BatchErrorSettings(RecordErrorSettings):
+    """What happens to batches that fail, for one cause."""
+
+    retries: int | None = Field(default=None, ge=0, le=100)
+    """As `on_error.retries`, for this cause; by default that for `exception`, and 0 for the others."""
+    backoff_ms: int | None = Field(default=None, ge=0)
+    """As `on_error.backoff_ms`, for this cause, and that by default."""
+
+
+class CauseSettings(Section):
+    """What differs for failures of one cause. Records fail by themselves for causes without ``retries``."""
+
+    invalid: RecordErrorSettings = RecordErrorSettings()
+    rejected: RecordErrorSettings = RecordErrorSettings()
+    exception: BatchErrorSettings = BatchErrorSettings()
+    output: BatchErrorSettings = BatchErrorSettings()
+    crash: BatchErrorSettings = BatchErrorSettings()
+    timeout: BatchErrorSettings = BatchErrorSettings()
+    oom: BatchErrorSettings = BatchErrorSettings()
+    too_large: RecordErrorSettings = RecordErrorSettings()
+
+
+class CausePolicy(NamedTuple):
+    """What happens to failures of one cause, with everything that was left out filled in."""
+
+    retries: int
+    backoff_ms: int
+    then: Then
+
+
 class ErrorSettings(Section):
     """What happens to a batch that fails, and at last to the records at fault."""
 
     retries: int = Field(default=2, ge=0, le=100)
-    """Further executions of a failed batch as a whole, before it is split to find the records at fault."""
+    """Further executions as a whole of a batch in which the backend raised, before it is split to find the culprits."""
     backoff_ms: int = Field(default=100, ge=0)
     """Pause before the first retry; doubles with each, up to 30 s, with jitter."""
-    then: Literal["dead_letter", "drop", "stop"] = "dead_letter"
+    then: Then = "dead_letter"
     """What becomes of a record that keeps failing."""
+    circuit: CircuitSettings = CircuitSettings()
+    """The limit on failed records."""
+    causes: CauseSettings = CauseSettings()
+    """What differs for one cause."""
+
+    def policy(self, cause: Cause) -> CausePolicy:
+        """What to do about failures of this cause.
+
+        But for exceptions, which may be a service's that is away for a moment, a batch is not retried as a whole:
+        splitting finds the culprit sooner and loses no other record.
+        """
+        own: RecordErrorSettings = getattr(self.causes, cause.value)
+        retries = backoff_ms = None
+        if isinstance(own, BatchErrorSettings):
+            retries, backoff_ms = own.retries, own.backoff_ms
+        return CausePolicy(
+            (self.retries if cause is Cause.EXCEPTION else 0) if retries is None else retries,
+            self.backoff_ms if backoff_ms is None else backoff_ms,
+            own.then or self.then,
+        )
 
 
 class LimitSettings(Section):
     """How much may be read and not yet settled: back-pressure begins here."""
 
     max_in_flight_records: int = Field(default=20_000, ge=1)
-    """Records that are read and whose results are not yet acknowledged."""
+    """Records that are read and cannot be committed yet: their results, or those before them, are not acknowledged."""
     max_in_flight_bytes: int = Field(default=134_217_728, ge=1)
-    """Bytes of the values of these records."""
+    """Bytes of the values of records in flight and of their results; above it in results alone, no new batch runs."""
 
 
 class TaskSettings(Section):
@@ -251,16 +346,21 @@ class TaskSettings(Section):
     ordering: Literal["partition", "key", "unordered"] = "partition"
     """Results in input order per partition, per key, or as they complete."""
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
-    """`exactly_once` is reserved and not available yet."""
+    """`exactly_once`: results and offsets in one transaction, in input order per partition whatever `ordering` says."""
     on_error: ErrorSettings = ErrorSettings()
     limits: LimitSettings = LimitSettings()
-    commit_interval_ms: int = Field(default=1_000, ge=10)
-    """Offsets of settled records are committed, and metrics records written, this often."""
+    commit_interval_ms: int | None = Field(default=None, ge=10)
+    """Offsets are committed, and metrics records written, this often; 1000 by default, and 100 with exactly_once, whose
+    results become visible with the commit."""
+
+    @property
+    def commit_interval_s(self) -> float:
+        """Seconds between commits, the default filled in."""
+        default_ms = 100 if self.delivery == "exactly_once" else 1_000
+        return (default_ms if self.commit_interval_ms is None else self.commit_interval_ms) / 1_000
 
     @model_validator(mode="after")
     def _limits_fit_a_batch(self) -> Self:
-        if self.delivery == "exactly_once":
-            raise CrossFieldError("exactly_once is not available yet", hint="use at_least_once", keys=[("delivery",)])
         if self.limits.max_in_flight_records < self.batch.max_size:
             raise CrossFieldError(
                 f"{self.limits.max_in_flight_records} is below batch.max_size ({self.batch.max_size}), so that a batch "
@@ -341,6 +441,18 @@ class Settings(Section):
                     f"task {task} writes two of results, metrics and dead letters to one topic",
                     hint="name its output.topic, metrics.topic and dead_letters.topic apart",
                     keys=[(*here, "dead_letters", "topic"), (*here, "metrics", "topic"), (*here, "output", "topic")],
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _transactions_outlast_commits(self) -> Self:
+        for name, task in self.tasks.items():
+            if task.delivery == "exactly_once" and task.commit_interval_s * 2_000 > self.kafka.transaction_timeout_ms:
+                raise CrossFieldError(
+                    f"{self.kafka.transaction_timeout_ms} is less than twice tasks.{name}.commit_interval_ms "
+                    f"({task.commit_interval_s * 1_000:g}), so that transactions would be aborted while they are open",
+                    hint="raise the one or lower the other",
+                    keys=[("kafka", "transaction_timeout_ms"), ("tasks", name, "commit_interval_ms")],
                 )
         return self
 

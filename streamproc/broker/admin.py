@@ -23,6 +23,7 @@ from streamproc.broker.connection import (
     client_options,
     first_connection,
     is_embedded,
+    isolation_level,
     read_topics,
 )
 from streamproc.broker.interface import ConfigEntry, NewTopic, TopicInfo
@@ -41,10 +42,14 @@ class KafkaAdmin:
     Args:
         settings: How to reach Kafka.
         client_id: Shown in the brokers' logs.
+        uncommitted: Whether logs end behind transactions that are not committed, or before them.
     """
 
-    def __init__(self, settings: KafkaSettings, *, client_id: str = "streamproc-admin") -> None:
+    def __init__(
+        self, settings: KafkaSettings, *, client_id: str = "streamproc-admin", uncommitted: bool = False
+    ) -> None:
         self._settings = settings
+        self._uncommitted = uncommitted
         self._client_id = client_id
         self._embedded = False
         self._inner: Any = None
@@ -56,7 +61,9 @@ class KafkaAdmin:
             self._embedded = is_embedded(connection)
         # The admin client changes things; a consumer without a group is what aiokafka asks for offsets with.
         self._inner = AIOKafkaAdminClient(**options)
-        self._reader = AIOKafkaConsumer(**options, enable_auto_commit=False)
+        self._reader = AIOKafkaConsumer(
+            **options, enable_auto_commit=False, isolation_level=isolation_level(self._uncommitted or self._embedded)
+        )
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s):
                 await self._inner.start()

@@ -146,6 +146,11 @@ def is_embedded(connection: Any) -> bool:
     return _CREATE_PARTITIONS not in connection._versions  # noqa: SLF001 - aiokafka keeps what it was told there
 
 
+def isolation_level(uncommitted: bool) -> str:
+    """How aiokafka is told whether to read what transactions have not committed."""
+    return "read_uncommitted" if uncommitted else "read_committed"
+
+
 async def ask_any_broker(client: Any, request: Any) -> Any:
     """The answer of one of the brokers that aiokafka's client knows: where one is down, that of another.
 

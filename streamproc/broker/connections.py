@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from streamproc.broker.connection import probe
 from streamproc.broker.consumer import KafkaConsumer
-from streamproc.broker.interface import Compression, Consumer, OffsetReset, Producer
+from streamproc.broker.interface import Compression, Consumer, OffsetReset, Producer, TransactionalProducer
 from streamproc.broker.partitioner import partition_of_key
 from streamproc.broker.producer import KafkaProducer
+from streamproc.broker.transactional_producer import KafkaTransactionalProducer
 from streamproc.settings import KafkaSettings
 
 
@@ -29,6 +30,14 @@ class KafkaConnections:
     def producer(self, *, client_id: str, compression: Compression) -> Producer:
         """A producer, idempotent where the broker can do it."""
         return KafkaProducer(self._settings, client_id=client_id, compression=compression)
+
+    def transactional_producer(
+        self, *, client_id: str, compression: Compression, transactional_id: str
+    ) -> TransactionalProducer:
+        """A producer of transactions; it needs Apache Kafka."""
+        return KafkaTransactionalProducer(
+            self._settings, client_id=client_id, transactional_id=transactional_id, compression=compression
+        )
 
     def partition_of_key(self, key: bytes, partitions: int) -> int:
         """The partition that Kafka's own clients choose for a key."""

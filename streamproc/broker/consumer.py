@@ -11,6 +11,8 @@ Records come out as aiokafka made them: nothing here is done per record. What is
   out of its group commits as if there were no groups.
 - Pausing keeps what is already fetched. aiokafka's ``pause`` throws it away and fetches it again, so here a paused
   partition is passed over instead: aiokafka fetches at most one answer ahead for it.
+- Committed offsets are asked for as stable ones: those that a transaction of the partition's last owner has left open
+  are waited for. Otherwise its records would be read again, and then its transaction committed after all.
 - Nothing is read that another member may be reading: once no heartbeat was answered for a session, or the group has
   said that we are no member of it, no record comes until a heartbeat is answered or partitions are assigned anew.
   aiokafka goes on fetching, so that a replica that comes back would process what is not its own for seconds.
@@ -28,16 +30,24 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, cast
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import errors as kafka
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
-from streamproc.broker.connection import check_group, check_topics, client_options, first_connection, is_embedded
-from streamproc.broker.interface import OffsetReset, Rebalanced
-from streamproc.broker.offsets import committed_offsets, corrected_ends
+from streamproc.broker.connection import (
+    check_group,
+    check_topics,
+    client_options,
+    first_connection,
+    is_embedded,
+    isolation_level,
+)
+from streamproc.broker.interface import Membership, OffsetReset, Rebalanced
+from streamproc.broker.offsets import committed_offsets, corrected_ends, stable_offsets
 from streamproc.broker.translation import rejected, translate
 from streamproc.errors import BrokerUnreachableError, CommitRejectedError, StreamprocError
 from streamproc.records import Record, TopicPartition
@@ -60,7 +70,6 @@ class KafkaConsumer:
         group_id: The consumer group to be a member of.
         client_id: Shown in the brokers' logs.
         auto_offset_reset: Where to begin in a partition without a committed offset.
-        isolation_level: Whether to read what transactions have not committed (yet).
     """
 
     def __init__(
@@ -70,13 +79,11 @@ class KafkaConsumer:
         group_id: str,
         client_id: str,
         auto_offset_reset: OffsetReset = "earliest",
-        isolation_level: Literal["read_uncommitted", "read_committed"] = "read_uncommitted",
     ) -> None:
         self._settings = settings
         self._group_id = group_id
         self._client_id = client_id
         self._auto_offset_reset = auto_offset_reset
-        self._isolation_level = isolation_level
         self._inner: Any = None
         self._assigned: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
@@ -109,7 +116,7 @@ class KafkaConsumer:
             group_id=self._group_id,
             group_instance_id=settings.group_instance_id,
             auto_offset_reset=self._auto_offset_reset,
-            isolation_level=self._isolation_level,
+            isolation_level=isolation_level(uncommitted=self._embedded),
             enable_auto_commit=False,
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=min(_HEARTBEAT_MS, session_ms // 3),
@@ -121,8 +128,12 @@ class KafkaConsumer:
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
         )
         try:
-            self._inner.subscribe(list(topics), listener=_Listener(self, on_revoked, on_assigned))
             await self._inner.start()
+            if not self._embedded:
+                coordinator = self._inner._coordinator  # noqa: SLF001
+                coordinator._do_fetch_commit_offsets = partial(stable_offsets, coordinator, self._group_id)  # noqa: SLF001
+            self._inner.subscribe(list(topics), listener=_Listener(self, on_revoked, on_assigned))
+            await self._inner._subscription.wait_for_assignment()  # noqa: SLF001
         except BaseException as error:
             await self.stop()
             if isinstance(error, kafka.KafkaError | OSError):
@@ -258,11 +269,15 @@ class KafkaConsumer:
         return cast("int", state.position) if state.has_valid_position else None
 
     def highwater(self, partition: TopicPartition) -> int | None:
-        """The log end of an assigned partition as of its last fetch, or None where nothing was fetched yet."""
+        """The log end of an assigned partition as of its last fetch, or None where nothing was fetched yet.
+
+        It ends before the first transaction that is still open: what comes after cannot be read yet.
+        """
         known = KafkaTopicPartition(*partition)
         if self._inner is None or known not in self._inner.assignment():
             return None
-        return cast("int | None", self._inner.highwater(known))
+        end = self._inner.highwater(known) if self._embedded else self._inner.last_stable_offset(known)
+        return cast("int | None", end)
 
     async def end_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """The log end of each partition, asked now."""
@@ -284,6 +299,30 @@ class KafkaConsumer:
             raise translate(
                 error, self._settings, doing=f"ask for offsets of group {self._group_id}", topic=partition.topic
             ) from error
+
+    async def rewind(self, starts: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions from their committed offsets on, or from ``starts``; see ``interface.Consumer``."""
+        asked = [KafkaTopicPartition(*partition) for partition in starts]
+        assignment = self._inner._subscription.subscription.assignment  # noqa: SLF001 - an object for each rebalance
+        try:
+            committed = await self._inner._coordinator.fetch_committed_offsets(asked)  # noqa: SLF001
+        except (kafka.KafkaError, OSError) as error:
+            raise translate(error, self._settings, doing=f"ask for offsets of group {self._group_id}") from error
+        if self._inner._subscription.subscription.assignment is not assignment:  # noqa: SLF001
+            return
+        for partition in asked:
+            if partition in self._inner.assignment():
+                known = committed.get(partition)
+                self._inner.seek(partition, starts[partition] if known is None else known.offset)
+
+    def membership(self) -> Membership:
+        """Who we are in the group. Raises CommitRejectedError once it has moved on."""
+        coordinator = self._inner._coordinator  # noqa: SLF001
+        if not self._may_commit or not coordinator.member_id:
+            raise self._rejected()
+        return Membership(
+            self._group_id, coordinator.generation, coordinator.member_id, self._settings.group_instance_id
+        )
 
     def _rejected(self) -> CommitRejectedError:
         return rejected(f"commit offsets of group {self._group_id}", self._settings)

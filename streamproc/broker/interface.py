@@ -22,8 +22,20 @@ OffsetReset = Literal["earliest", "latest"]
 Rebalanced = Callable[[set[TopicPartition]], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A member of a consumer group in one generation of the group."""
+
+    group_id: str
+    generation: int
+    member_id: str
+    instance_id: str | None
+
+
 class Consumer(Protocol):
-    """A member of one consumer group. Offsets are committed only by ``commit``.
+    """A member of one consumer group. Offsets are committed only by ``commit``, or by a transaction.
+
+    Records of transactions are read once these are committed; those of aborted ones are not read.
 
     A rebalance takes all partitions from all members and hands them out anew, so ``on_revoked`` and ``on_assigned`` are
     called with everything that the member had and has. They run in a task of the client's, beside whoever calls
@@ -89,6 +101,20 @@ class Consumer(Protocol):
     async def committed(self, partition: TopicPartition) -> int | None:
         """The group's committed offset of an assigned partition."""
 
+    async def rewind(self, starts: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions from their committed offsets on, or from ``starts`` where there is none.
+
+        Waits while a transaction that is not ended yet would change the committed offsets. Partitions that are not
+        assigned any more are passed over, and nothing is changed where the group rebalanced meanwhile. No record comes
+        between the change of the positions and the return.
+
+        Raises:
+            BrokerError: the committed offsets cannot be had.
+        """
+
+    def membership(self) -> Membership:
+        """Who we are in the group, for offsets that a transaction commits. Raises CommitRejectedError as ``commit``."""
+
 
 class BatchBuilder(Protocol):
     """A producer batch under construction, for one partition."""
@@ -135,6 +161,36 @@ class Producer(Protocol):
         """The size of the largest batch that the topic takes, or None where the broker does not say."""
 
 
+class TransactionalProducer(Producer, Protocol):
+    """A producer whose batches become visible together, with the offsets of the records that they were made from.
+
+    The first batch begins a transaction. What a transaction holds is visible to ``read_committed`` consumers once
+    ``commit_transaction`` has returned, and never if it failed. A transaction that cannot go on is given up: its
+    batches' futures, ``send_batch`` and ``commit_transaction`` raise TransactionAbortedError until ``abort`` returned.
+    """
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether something was sent since the last commit that can still be committed."""
+
+    async def commit_transaction(self, offsets: Mapping[TopicPartition, int], member: Membership) -> None:
+        """Commit what was sent and acknowledged, and these offsets, or nothing of it.
+
+        Nothing may be sent meanwhile. Whatever it raises, and also when it is cancelled, the transaction is given up.
+
+        Raises:
+            CommitRejectedError: the group has moved on since: the member has no say over these offsets any more.
+            TransactionAbortedError: the broker has ended the transaction, or it is not known whether it did.
+            BrokerAuthorizationError: transactions, or offsets of this group, are not allowed to us.
+        """
+
+    def abort(self) -> Awaitable[None]:
+        """Give up, at once, what was sent since the last commit; done when the broker has ended the transaction.
+
+        Tries for as long as the broker cannot be reached. Raises BrokerError when it refuses for good.
+        """
+
+
 class Connections(Protocol):
     """Makes the clients of a processor: one consumer and one producer per task."""
 
@@ -146,6 +202,11 @@ class Connections(Protocol):
 
     def producer(self, *, client_id: str, compression: Compression) -> Producer:
         """A producer; it connects when it is started."""
+
+    def transactional_producer(
+        self, *, client_id: str, compression: Compression, transactional_id: str
+    ) -> TransactionalProducer:
+        """A producer of transactions. Of those with one id, the one that was started last ends what the others do."""
 
     def partition_of_key(self, key: bytes, partitions: int) -> int:
         """The partition that Kafka's own clients choose for a key."""

@@ -17,7 +17,7 @@ from streamproc.broker.interface import (
     OffsetReset,
     TopicInfo,
 )
-from streamproc.broker.memory_clients import MemoryConsumer, MemoryProducer
+from streamproc.broker.memory_clients import MemoryConsumer, MemoryProducer, MemoryTransactionalProducer
 from streamproc.broker.memory_group import MemoryGroup
 from streamproc.broker.memory_log import (
     BATCH_OVERHEAD,
@@ -42,9 +42,12 @@ Operation = Literal[
     "partition_count",
     "send_batch",
     "write",
+    "commit_transaction",
+    "commit_answer",
     "admin",
 ]
-"""What ``MemoryBroker.fail_next`` can make fail; ``write`` is what the future of ``send_batch`` tells."""
+"""What ``MemoryBroker.fail_next`` can make fail; ``write`` is what the future of ``send_batch`` tells, and
+``commit_answer`` what comes of a transaction that was committed."""
 
 
 class MemoryBroker:
@@ -66,6 +69,7 @@ class MemoryBroker:
         self._change: asyncio.Future[None] | None = None
         self._held: deque[Callable[[], None]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._epochs: dict[str, int] = {}
 
     def create_topic(self, name: str, partitions: int = 1, *, configs: Mapping[str, str] | None = None) -> None:
         """Create a topic. Raises BrokerError if there is one of that name."""
@@ -160,6 +164,13 @@ class MemoryBroker:
         del client_id, compression
         return MemoryProducer(self, self._max_batch_bytes)
 
+    def transactional_producer(
+        self, *, client_id: str = "memory", compression: Compression = "none", transactional_id: str
+    ) -> MemoryTransactionalProducer:
+        """A producer of transactions; nothing of one is in the log before it is committed."""
+        del client_id, compression
+        return MemoryTransactionalProducer(self, self._max_batch_bytes, transactional_id)
+
     def partition_of_key(self, key: bytes, partitions: int) -> int:
         """The partition that Kafka's own clients choose for a key."""
         return partition_of_key(key, partitions)
@@ -213,6 +224,15 @@ class MemoryBroker:
         absent = [topic for topic in topics if topic not in self._topics]
         if absent:
             raise TopicMissingError(f"no such topic in this MemoryBroker: {', '.join(absent)}", topics=absent)
+
+    def begin_epoch(self, transactional_id: str) -> int:
+        """A new epoch of a transactional id, which fences the earlier ones."""
+        self._epochs[transactional_id] = self._epochs.get(transactional_id, -1) + 1
+        return self._epochs[transactional_id]
+
+    def epoch(self, transactional_id: str) -> int:
+        """The current epoch of a transactional id."""
+        return self._epochs[transactional_id]
 
     def maybe_fail(self, operation: Operation) -> None:
         """Raise what ``fail_next`` left for this operation."""

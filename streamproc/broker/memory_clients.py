@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from streamproc.broker.interface import BatchBuilder, Headers, OffsetReset, Rebalanced, Row
+from streamproc.broker.interface import BatchBuilder, Headers, Membership, OffsetReset, Rebalanced, Row
 from streamproc.broker.memory_log import BATCH_OVERHEAD, MemoryRecord, size_of
-from streamproc.errors import BrokerError, CommitRejectedError, RecordTooLargeError
+from streamproc.errors import BrokerError, CommitRejectedError, RecordTooLargeError, TransactionAbortedError
 from streamproc.records import Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -92,12 +92,25 @@ class MemoryConsumer:
         await asyncio.sleep(0)
         current = self._may_commit and not self._expelled and self._generation == self._group.generation
         if not current or not offsets.keys() <= self.assigned:
-            raise CommitRejectedError(
-                f"could not commit offsets of group {self._group_id}: the consumer group has rebalanced since, and "
-                f"another member may own the partitions; nothing is lost, the new owner reads these records again"
-            )
+            raise _moved_on(self._group_id)
         self._group.offsets.update({TopicPartition(*partition): offset for partition, offset in offsets.items()})
         self._broker.changed()
+
+    async def rewind(self, starts: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions from their committed offsets on, or from ``starts`` where there is none."""
+        generation = self._generation
+        self._broker.maybe_fail("committed")
+        await asyncio.sleep(0)
+        if self._generation == generation and not self._rebalancing:
+            for partition in starts.keys() & self.assigned:
+                self._positions[partition] = self._group.offsets.get(partition, starts[partition])
+            self._broker.changed()
+
+    def membership(self) -> Membership:
+        """Who we are in the group."""
+        if not self._may_commit:
+            raise _moved_on(self._group_id)
+        return Membership(self._group_id, self._generation, f"member-{id(self)}", None)
 
     def connected(self) -> bool:
         """Whether it was started and not stopped."""
@@ -196,6 +209,18 @@ class MemoryConsumer:
         return found
 
 
+def _check_generation(group: MemoryGroup, member: Membership) -> None:
+    if member.generation != group.generation:
+        raise _moved_on(member.group_id)
+
+
+def _moved_on(group_id: str) -> CommitRejectedError:
+    return CommitRejectedError(
+        f"could not commit offsets of group {group_id}: the consumer group has rebalanced since, and another member "
+        f"may own the partitions; nothing is lost, the new owner reads these records again"
+    )
+
+
 class MemoryBatch:
     """A batch under construction, which takes records until it has the size of its limit."""
 
@@ -286,16 +311,7 @@ class MemoryProducer:
     def _write(self, future: asyncio.Future[object], batch: MemoryBatch, to: TopicPartition) -> None:
         try:
             self._broker.maybe_fail("write")
-            limit = self._broker.topic(to.topic).max_message_bytes
-            if batch.records and batch.size > limit:
-                raise RecordTooLargeError(
-                    f"could not write to topic {to.topic}: the batch exceeds max.message.bytes of topic {to.topic} "
-                    f"({batch.size} > {limit} bytes)"
-                )
-            base = self._broker.log(to).end
-            for timestamp, key, value, headers in batch.records:
-                offset = self._broker.log(to).end
-                self._broker.log(to).append(MemoryRecord(*to, offset, timestamp, key, value, headers))
+            base = self._take(batch, to)
         except BrokerError as error:
             if not future.done():  # else its caller gave it up, which does not undo the sending
                 future.set_exception(error)
@@ -303,3 +319,111 @@ class MemoryProducer:
             if not future.done():
                 future.set_result(base)
             self._broker.changed()
+
+    def _take(self, batch: MemoryBatch, to: TopicPartition) -> int:
+        """The broker's side of a batch: the offset of its first record. Raises RecordTooLargeError."""
+        self._check_size(batch, to)
+        return self._append(batch, to)
+
+    def _check_size(self, batch: MemoryBatch, to: TopicPartition) -> None:
+        limit = self._broker.topic(to.topic).max_message_bytes
+        if batch.records and batch.size > limit:
+            raise RecordTooLargeError(
+                f"could not write to topic {to.topic}: the batch exceeds max.message.bytes of topic {to.topic} "
+                f"({batch.size} > {limit} bytes)"
+            )
+
+    def _append(self, batch: MemoryBatch, to: TopicPartition) -> int:
+        log = self._broker.log(to)
+        base = log.end
+        for timestamp, key, value, headers in batch.records:
+            log.append(MemoryRecord(*to, log.end, timestamp, key, value, headers))
+        return base
+
+
+class MemoryTransactionalProducer(MemoryProducer):
+    """Implements ``interface.TransactionalProducer`` for a ``MemoryBroker``; made by ``transactional_producer()``.
+
+    What a transaction holds is in no log before it is committed, and then all at once.
+    """
+
+    def __init__(self, broker: MemoryBroker, max_batch_bytes: int, transactional_id: str) -> None:
+        super().__init__(broker, max_batch_bytes)
+        self._id = transactional_id
+        self._epoch = -1
+        self._taken: list[tuple[MemoryBatch, TopicPartition]] = []
+        self._lost = False
+
+    async def start(self) -> None:
+        """Connect, and fence those that were started with this id before."""
+        await super().start()
+        self._epoch = self._broker.begin_epoch(self._id)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether something was sent since the last commit that can still be committed."""
+        return bool(self._taken or self._unanswered) and not self._lost
+
+    async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+        """Take a batch into the transaction."""
+        self._check()
+        return await super().send_batch(batch, topic, partition)
+
+    async def commit_transaction(self, offsets: Mapping[TopicPartition, int], member: Membership) -> None:
+        """Write what was taken, and commit the offsets, or neither."""
+        self._check()
+        try:
+            self._broker.maybe_fail("commit_transaction")
+            await asyncio.sleep(0)
+            self._check()
+            group = self._broker.group(member.group_id)
+            if offsets:
+                _check_generation(group, member)
+        except BaseException:
+            self._lost = True
+            raise
+        for batch, to in self._taken:
+            self._append(batch, to)
+        self._taken.clear()
+        group.offsets.update({TopicPartition(*partition): offset for partition, offset in offsets.items()})
+        self._broker.changed()
+        try:
+            self._broker.maybe_fail("commit_answer")
+        except BaseException:
+            self._lost = True
+            raise
+
+    def abort(self) -> Awaitable[None]:
+        """Forget what was taken, and begin a new epoch."""
+        self._lost = True
+        self._taken.clear()
+        for future in self._unanswered:
+            if not future.done():
+                future.set_exception(_aborted())
+        return asyncio.ensure_future(self._begin_again())
+
+    async def _begin_again(self) -> None:
+        await asyncio.sleep(0)
+        self._epoch = self._broker.begin_epoch(self._id)
+        self._lost = False
+
+    def _check(self) -> None:
+        if self._lost or self._epoch != self._broker.epoch(self._id):
+            self._lost = True
+            raise _aborted()
+
+    def _write(self, future: asyncio.Future[object], batch: MemoryBatch, to: TopicPartition) -> None:
+        if not future.done() or future.cancelled():  # else it belongs to a transaction that was given up
+            super()._write(future, batch, to)
+
+    def _take(self, batch: MemoryBatch, to: TopicPartition) -> int:
+        self._check()
+        self._check_size(batch, to)
+        self._taken.append((batch, to))
+        return -1
+
+
+def _aborted() -> TransactionAbortedError:
+    return TransactionAbortedError(
+        "the transaction was given up; nothing of it is visible, and its records are processed again"
+    )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import errors as kafka
 from aiokafka.client import CoordinationType
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
+from streamproc.broker.transaction_requests import StableOffsetFetchRequest
 from streamproc.records import TopicPartition
 
 _WAIT_MS = 10
 _MAX_BYTES = 1
+_UNSTABLE_OFFSET_COMMIT = 88
 
 
 async def corrected_ends(client: Any, ends: Mapping[Any, int]) -> dict[Any, int]:
@@ -37,6 +40,31 @@ async def corrected_ends(client: Any, ends: Mapping[Any, int]) -> dict[Any, int]
                 it = KafkaTopicPartition(topic, partition)
                 corrected[it] = max(highwater, corrected[it])
     return corrected
+
+
+async def stable_offsets(coordinator: Any, group_id: str, partitions: Iterable[Any]) -> dict[Any, Any]:
+    """The committed offsets of a group as aiokafka's coordinator of it wants them, once no transaction changes them.
+
+    A partition without a committed offset is left out. Raises aiokafka's errors; a retriable one while a transaction
+    that would change an offset is not ended yet, which Kafka sees to within its time-out.
+    """
+    wanted = list(partitions)
+    response = await coordinator._send_req(StableOffsetFetchRequest(group_id, wanted))  # noqa: SLF001
+    found: dict[Any, Any] = {}
+    entries = [(topic, *entry) for topic, entries, _ in response.topics for entry in entries]
+    for topic, partition, offset, _, metadata, code, _ in [*entries, ("", -1, -1, -1, "", response.error_code, {})]:
+        error = kafka.for_code(code)
+        if code == _UNSTABLE_OFFSET_COMMIT:
+            raise kafka.GroupLoadInProgressError("a transaction that would change the offsets is not ended yet")
+        if error is kafka.NotCoordinatorForGroupError:
+            coordinator.coordinator_dead()
+        if error is kafka.GroupAuthorizationFailedError:
+            raise error(group_id)
+        if error is not kafka.NoError and error is not kafka.UnknownTopicOrPartitionError:
+            raise error()
+        if offset >= 0:
+            found[KafkaTopicPartition(topic, partition)] = OffsetAndMetadata(offset, metadata or "")
+    return found
 
 
 async def committed_offsets(

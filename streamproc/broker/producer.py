@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -47,6 +48,9 @@ log = logging.getLogger(__name__)
 DEFAULT_BATCH_BYTES = 1_048_576 - 1_024
 """Below Kafka's default ``max.message.bytes`` (1 MiB and 12 bytes), with room for the batch's header."""
 _MAX_QUEUED_BATCHES = 128
+_MAX_QUEUED_BYTES = 33_554_432
+"""As in Kafka's own client. aiokafka puts one batch of every partition of a broker into one request, and a broker hangs
+up on a request of more than 100 MiB (``socket.request.max.bytes``)."""
 _SEQUENCE_RANGE = 2**31
 
 
@@ -59,7 +63,11 @@ class KafkaProducer:
         compression: Of every batch.
         max_batch_bytes: The size of a batch, before compression, at which it takes no further record.
         max_queued_batches: How many batches may wait for their acknowledgement before ``send_batch`` waits.
+        max_queued_bytes: How many bytes of batches may do so; a larger batch waits until it is alone.
     """
+
+    _transactional = 0
+    """How aiokafka's batches say whether they belong to a transaction."""
 
     def __init__(
         self,
@@ -69,15 +77,19 @@ class KafkaProducer:
         compression: Compression = "none",
         max_batch_bytes: int = DEFAULT_BATCH_BYTES,
         max_queued_batches: int = _MAX_QUEUED_BATCHES,
+        max_queued_bytes: int = _MAX_QUEUED_BYTES,
     ) -> None:
         self._settings = settings
         self._client_id = client_id
         self._compression = compression
         self._max_batch_bytes = max_batch_bytes
         self._places = asyncio.Semaphore(max_queued_batches)
+        self._max_queued_bytes = max_queued_bytes
+        self._queued_bytes = 0
+        self._fewer_bytes = asyncio.Event()
         self._order = asyncio.Lock()
         self._inner: Any = None
-        self._sequences: _Sequences | None = None
+        self._sequences: Sequences | None = None
         self._stopped = False
 
     async def start(self) -> None:
@@ -91,11 +103,25 @@ class KafkaProducer:
                 "the broker at %s supports no idempotent producers: results may arrive twice after a lost connection",
                 settings.bootstrap_servers,
             )
+        self._inner = self._make(options, enable_idempotence=idempotent)
+        if idempotent:
+            self._sequences = Sequences(self._inner._txn_manager)  # noqa: SLF001
         try:
-            self._inner = AIOKafkaProducer(
+            async with asyncio.timeout(settings.connect_timeout_s):
+                await self._inner.start()
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, kafka.KafkaError | OSError):
+                raise translate(error, settings, doing="start a producer") from error
+            raise
+
+    def _make(self, options: dict[str, Any], **more: Any) -> Any:
+        """An aiokafka producer, not started. Raises SettingsError where the compression is not installed."""
+        try:
+            return AIOKafkaProducer(
                 **options,
+                **more,
                 acks="all",
-                enable_idempotence=idempotent,
                 compression_type=None if self._compression == "none" else self._compression,
                 max_batch_size=self._max_batch_bytes,
                 linger_ms=0,
@@ -106,16 +132,6 @@ class KafkaProducer:
                 setting="output.compression",
                 hint="pip install cramjam, or use gzip or none",
             ) from error
-        if idempotent:
-            self._sequences = _Sequences(self._inner._txn_manager)  # noqa: SLF001
-        try:
-            async with asyncio.timeout(settings.connect_timeout_s):
-                await self._inner.start()
-        except BaseException as error:
-            await self.stop()
-            if isinstance(error, kafka.KafkaError | OSError):
-                raise translate(error, settings, doing="start a producer") from error
-            raise
 
     async def stop(self) -> None:
         """Flush what was submitted, for as long as a request may take, and close the connections."""
@@ -149,7 +165,7 @@ class KafkaProducer:
         """
         limit = self._max_batch_bytes if max_bytes is None else min(max_bytes, self._max_batch_bytes)
         compression = self._inner._message_accumulator._compression_type  # noqa: SLF001
-        return _Builder(limit, compression)
+        return _Builder(limit, compression, is_transactional=self._transactional)
 
     async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
         """Queue a batch, waiting for a place; the future resolves when the broker acknowledged it.
@@ -160,23 +176,30 @@ class KafkaProducer:
         """
         async with self._order:  # first come, first served, also where one has to wait
             await self._check_partition(topic, partition)
+            size: int = batch.size()  # type: ignore[attr-defined] # our own builder's, which is aiokafka's
+            while self._queued_bytes and self._queued_bytes + size > self._max_queued_bytes:
+                self._fewer_bytes.clear()
+                await self._fewer_bytes.wait()
             await self._places.acquire()
             accumulator = self._inner._message_accumulator  # noqa: SLF001
             failed = accumulator._exception  # noqa: SLF001
             if failed is not None or self._stopped:
                 self._places.release()
                 error = failed or kafka.ProducerClosed("the producer is stopped")
-                raise translate(error, self._settings, doing=f"write to topic {topic}", topic=topic) from failed
-            return self._queue(accumulator, batch, topic, partition)
+                raise self._translated(error, topic) from failed
+            return self._queue(accumulator, batch, size, topic, partition)
 
-    def _queue(self, accumulator: Any, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+    def _queue(
+        self, accumulator: Any, batch: BatchBuilder, size: int, topic: str, partition: int
+    ) -> asyncio.Future[object]:
         to = KafkaTopicPartition(topic, partition)
         submitted = _SubmittedBatch(to, batch, accumulator._batch_ttl, self._explain(topic), self._sequences)  # noqa: SLF001
         accumulator._batches[to].append(submitted)  # noqa: SLF001 - what its own add_batch does, but for the waiting
         waiter = accumulator.waiter()
         if not waiter.done():
             waiter.set_result(None)
-        submitted.future.add_done_callback(self._leave)
+        self._queued_bytes += size
+        submitted.future.add_done_callback(partial(self._leave, size))
         # Shielded: aiokafka's sender would fail over a batch whose future somebody cancelled.
         return cast("asyncio.Future[object]", asyncio.shield(submitted.future))
 
@@ -227,10 +250,15 @@ class KafkaProducer:
             raise translate(error, self._settings, doing=f"look at topic {topic}", topic=topic) from error
 
     def _explain(self, topic: str) -> Callable[[BaseException], BrokerError]:
-        return lambda error: translate(error, self._settings, doing=f"write to topic {topic}", topic=topic)
+        return lambda error: self._translated(error, topic)
 
-    def _leave(self, _: object) -> None:
+    def _translated(self, error: BaseException, topic: str) -> BrokerError:
+        return translate(error, self._settings, doing=f"write to topic {topic}", topic=topic)
+
+    def _leave(self, size: int, _: object) -> None:
         self._places.release()
+        self._queued_bytes -= size
+        self._fewer_bytes.set()
 
 
 class _Builder(KafkaBatchBuilder):  # type: ignore[misc] # aiokafka ships no types
@@ -271,7 +299,7 @@ class _Builder(KafkaBatchBuilder):  # type: ignore[misc] # aiokafka ships no typ
         return int(self._relative_offset)
 
 
-class _Sequences:
+class Sequences:
     """The sequence numbers of an idempotent producer, kept right where aiokafka lets them go wrong."""
 
     def __init__(self, manager: Any) -> None:
@@ -283,11 +311,15 @@ class _Sequences:
         numbers = self._manager._sequence_numbers  # noqa: SLF001
         numbers[partition] = (numbers[partition] + increment) % _SEQUENCE_RANGE
 
+    def give_back(self, batch: Any) -> None:
+        """Use a batch's numbers again: the broker has certainly not written it."""
+        self._increment(batch.tp, -batch.record_count)
+
     def after_failure(self, batch: Any, error: BaseException) -> None:
         """Make the partition usable again after a batch that will not be sent again."""
         confused = isinstance(error, kafka.OutOfOrderSequenceNumber | kafka.UnknownProducerId | kafka.ProducerFenced)
         if batch.retry_count == 1 and not confused:
-            self._increment(batch.tp, -batch.record_count)
+            self.give_back(batch)
         elif batch.retry_count:
             log.warning("taking a new producer id after %r for %s", error, batch.tp)
             self._manager._pid_and_epoch = PidAndEpoch(NO_PRODUCER_ID, NO_PRODUCER_EPOCH)  # noqa: SLF001
@@ -304,7 +336,7 @@ class _SubmittedBatch(MessageBatch):  # type: ignore[misc] # aiokafka ships no t
         builder: Any,
         ttl_s: float,
         explain: Callable[[BaseException], BrokerError],
-        sequences: _Sequences | None,
+        sequences: Sequences | None,
     ) -> None:
         super().__init__(to, builder, ttl_s, 0)
         self._explain = explain

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
-from streamproc.broker.connection import client_options, first_connection
+from streamproc.broker.connection import client_options, first_connection, is_embedded, isolation_level
 from streamproc.broker.translation import translate
 from streamproc.records import Record, TopicPartition
 from streamproc.settings import KafkaSettings
@@ -28,21 +28,22 @@ class KafkaReader:
         BrokerError: on entering, when the cluster cannot be used; later, when reading fails for good.
     """
 
-    def __init__(self, settings: KafkaSettings, *, client_id: str = "streamproc") -> None:
+    def __init__(self, settings: KafkaSettings, *, client_id: str = "streamproc", uncommitted: bool = False) -> None:
+        """With ``uncommitted``, records of transactions that are open or were aborted are read too."""
         self._settings = settings
+        self._uncommitted = uncommitted
         self._client_id = client_id
         self._inner: Any = None
 
     async def __aenter__(self) -> Self:
-        async with first_connection(self._settings, self._client_id):
-            pass
+        async with first_connection(self._settings, self._client_id) as connection:
+            uncommitted = self._uncommitted or is_embedded(connection)
         inner = AIOKafkaConsumer(
             **client_options(self._settings, self._client_id),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            # As Kafka's own console consumer: an open transaction would keep the log's end out of reach.
-            isolation_level="read_uncommitted",
+            isolation_level=isolation_level(uncommitted),
             fetch_max_bytes=self._settings.fetch_max_bytes,
         )
         try:

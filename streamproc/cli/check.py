@@ -249,7 +249,7 @@ def _answers(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> Genera
     Raises:
         BackendError: loading, or a batch of samples, took longer than the pool allows, or the child crashed.
     """
-    from streamproc.runtime.pool import worker_environment  # noqa: PLC0415 - --help needs none of it
+    from streamproc.runtime.worker_process import worker_environment  # noqa: PLC0415 - --help needs none of it
 
     settings = loaded.settings
     limit_s, event = settings.pool.initialize_timeout_s, ""

@@ -61,6 +61,9 @@ def consume(
         bool, typer.Option("--full", help="With topic, partition, offset, timestamp, key, headers.")
     ] = False,
     partition: Annotated[int | None, typer.Option(metavar="N", min=0, help="Read this partition only.")] = None,
+    uncommitted: Annotated[
+        bool, typer.Option("--uncommitted", help="Also what transactions have not committed, or have aborted.")
+    ] = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="S", min=0, help="End when no record has come for so many seconds.")
     ] = None,
@@ -73,9 +76,8 @@ def consume(
     """
     where = parse_begin(begin, time.time())
     settings = kafka_settings(config, bootstrap_servers)
-    written = run_async(
-        lambda: _consume(settings, topic, where, _Limits(count, follow, timeout), full=full, partition=partition)
-    )
+    what = _What(topic, partition, uncommitted)
+    written = run_async(lambda: _consume(settings, what, where, _Limits(count, follow, timeout), full=full))
     if count is not None and timeout is not None and written < count:
         raise StreamprocError(f"{written} of {count} records came from topic {topic}, then none for {timeout:g} s")
 
@@ -106,17 +108,22 @@ class _Limits:
     timeout_s: float | None
 
 
-async def _consume(
-    settings: KafkaSettings, topic: str, where: Begin, limits: _Limits, *, full: bool, partition: int | None
-) -> int:
+@dataclass(frozen=True, slots=True)
+class _What:
+    topic: str
+    partition: int | None
+    uncommitted: bool
+
+
+async def _consume(settings: KafkaSettings, what: _What, where: Begin, limits: _Limits, *, full: bool) -> int:
     from streamproc.broker.admin import KafkaAdmin  # noqa: PLC0415 - --help needs no Kafka client
     from streamproc.broker.reader import KafkaReader  # noqa: PLC0415 - as above
 
-    async with connected(KafkaAdmin(settings), settings) as admin:
-        partitions = await _partitions(admin, settings, topic, partition)
+    async with connected(KafkaAdmin(settings, uncommitted=what.uncommitted), settings) as admin:
+        partitions = await _partitions(admin, settings, what.topic, what.partition)
         ends = await admin.end_offsets(partitions)
         positions = await _positions(admin, partitions, ends, where)
-    async with KafkaReader(settings, client_id="streamproc-consume") as reader:
+    async with KafkaReader(settings, client_id="streamproc-consume", uncommitted=what.uncommitted) as reader:
         return await _copy(reader, positions, ends, limits, full)
 
 

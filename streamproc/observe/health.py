@@ -10,7 +10,7 @@ from typing import Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from streamproc.observe.status import ProcessorStatus
+from streamproc.observe.status import CircuitStatus, ProcessorStatus
 
 
 class Health(BaseModel):
@@ -48,6 +48,16 @@ class ProcessorView(Protocol):
 
     def status(self) -> ProcessorStatus:
         """Everything worth seeing."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is on its way out, so that nothing can be changed any more."""
+
+    def open_circuit(self, task: str) -> CircuitStatus | None:
+        """Pause a task by hand; None where there is no such task."""
+
+    def close_circuit(self, task: str) -> CircuitStatus | None:
+        """Let a task go on; None where there is no such task."""
 
 
 class ProgressWatch:

@@ -1,21 +1,29 @@
-"""The sidecar's HTTP application: probes, metrics and status of a processor.
+"""The sidecar's HTTP application: probes, metrics and status of a processor, and the circuits of its tasks.
 
 Every handler runs in the event loop and answers from memory, so that an answer takes no thread and waits for nothing.
 Nothing here loads a file from another server: there is no documentation page, and ``/openapi.json`` describes it all.
+
+Nobody is asked who they are. So what changes something is for this machine alone (whoever is on it may stop the process
+anyway), and not for a page in a browser on it: no other site's form can send the content type ``application/json``, its
+scripts may not without our consent, and browsers add ``Origin`` to whatever a page posts.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamproc.observe.health import Health, HealthSummary, ProcessorView
 from streamproc.observe.metrics import Metrics, package_version
-from streamproc.observe.status import EXAMPLE, ProcessorStatus
+from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus
 from streamproc.settings import HttpSettings
 
 QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
@@ -25,8 +33,30 @@ _JSON = "application/json"
 _OK = {"ok": True, "reasons": []}
 _NOT_LIVE = {"ok": False, "reasons": ["task text: records wait, and no batch was executed for 364 s"]}
 _NOT_READY = {"ok": False, "reasons": ["worker 0 is starting"]}
+_CLOSED = CircuitStatus(openings=1).model_dump(mode="json")
+_OPEN = {
+    **CircuitStatus(state="open", reason="opened by hand", openings=1).model_dump(mode="json"),
+    "opened_at": "2024-05-01T12:00:30Z",
+}
 
 logger = logging.getLogger("streamproc.http")
+
+
+class Refusal(BaseModel):
+    """Why a request was not carried out, and what to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    detail: str
+
+
+_REFUSALS = {
+    403: "only this machine may do that, and no page in a browser; use `streamproc circuit` where the processor runs",
+    404: "there is no task txt; the tasks are: text",
+    409: "the processor is stopping, and its tasks take nothing more",
+    415: "send the header `Content-Type: application/json`, which no other site's form can send",
+}
+"""The sentences of the answers, which are their examples too; the one of 404 names what was asked for."""
 
 
 def create_app(view: ProcessorView, metrics: Metrics, settings: HttpSettings) -> FastAPI:
@@ -42,6 +72,7 @@ def create_app(view: ProcessorView, metrics: Metrics, settings: HttpSettings) ->
     )
     app.include_router(_health_routes(view, settings.stalled_after_s))
     app.include_router(_observation_routes(view, metrics))
+    app.include_router(_circuit_routes(view))
     app.add_middleware(RequestLog)
     return app
 
@@ -125,6 +156,68 @@ def _observation_routes(view: ProcessorView, metrics: Metrics) -> APIRouter:
         return Response(view.status().model_dump_json(by_alias=True), media_type=_JSON)
 
     return router
+
+
+def _circuit_routes(view: ProcessorView) -> APIRouter:
+    router = APIRouter(tags=["circuit"])
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Refusal, **_example({"detail": detail})} for status, detail in _REFUSALS.items()
+    }
+
+    def carry_out(request: Request, task: str, change: Callable[[str], CircuitStatus | None]) -> Response:
+        if not _from_this_machine(request):
+            return _refuse(403)
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() != _JSON:
+            return _refuse(415)
+        if view.stopping:
+            return _refuse(409)
+        circuit = change(task)
+        if circuit is None:
+            return _refuse(404, f"there is no task {task}; the tasks are: {', '.join(view.status().tasks)}")
+        return Response(circuit.model_dump_json(), media_type=_JSON)
+
+    @router.post(
+        "/tasks/{task}/circuit/close",
+        name="close_circuit",
+        summary="Let a task go on that was paused because too many records failed, or by hand",
+        description="Counting begins at zero. 200 also where the circuit is closed already. From this machine only; "
+        "the body is not read.",
+        response_model=CircuitStatus,
+        responses={200: _example(_CLOSED), **refusals},
+    )
+    async def close(task: str, request: Request) -> Response:
+        return carry_out(request, task, view.close_circuit)
+
+    @router.post(
+        "/tasks/{task}/circuit/open",
+        name="open_circuit",
+        summary="Pause a task by hand",
+        description="It takes nothing more and stays in its group; it does not go on by itself. 200 also where the "
+        "circuit is open already, which then does not close by itself any more. From this machine only; the body is "
+        "not read.",
+        response_model=CircuitStatus,
+        responses={200: _example(_OPEN), **refusals},
+    )
+    async def open_(task: str, request: Request) -> Response:
+        return carry_out(request, task, view.open_circuit)
+
+    return router
+
+
+def _from_this_machine(request: Request) -> bool:
+    """Whether a process of this machine asks, and not a page in its browser."""
+    if request.client is None or "origin" in request.headers:
+        return False
+    try:
+        address = ipaddress.ip_address(request.client.host)
+    except ValueError:
+        return False
+    # A listener for both versions sees IPv4 as ::ffff:127.0.0.1.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _refuse(status: int, detail: str = "") -> Response:
+    return Response(Refusal(detail=detail or _REFUSALS[status]).model_dump_json(), status_code=status, media_type=_JSON)
 
 
 def _example(value: dict[str, object]) -> dict[str, object]:

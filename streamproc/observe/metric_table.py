@@ -16,12 +16,14 @@ import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from streamproc.records import Cause
+
 MetricKind = Literal["counter", "gauge", "histogram"]
 Step = Literal["preprocess", "transform_inputs", "execute", "transform_outputs"]
 CloseRule = Literal["size", "bytes", "wait", "backlog", "split"]
 ProducerOutput = Literal["results", "metrics", "dead_letters"]
 WorkerState = Literal["starting", "ready", "busy", "stopping", "stopped"]
-RestartCause = Literal["exited", "killed", "deadline", "recycled", "start_failed"]
+RestartCause = Literal["exited", "killed", "oom", "deadline", "recycled", "start_failed"]
 
 STEPS: tuple[Step, ...] = get_args(Step)
 CLOSE_RULES: tuple[CloseRule, ...] = get_args(CloseRule)
@@ -67,15 +69,15 @@ def _records() -> tuple[MetricSpec, ...]:
             group,
             "counter",
             "records_dead_total",
-            "Records that became dead letters, by where they failed and the type of the error.",
-            *("task", "stage", "kind"),
+            "Records that became dead letters, by why and where they failed and the type of the error.",
+            *("task", "cause", "stage", "kind"),
         ),
         _spec(
             group,
             "counter",
             "records_dropped_total",
-            "Failed records that were dropped because on_error.then is drop.",
-            *("task", "stage", "kind"),
+            "Failed records that were dropped because on_error says so, for all causes or for theirs.",
+            *("task", "cause", "stage", "kind"),
         ),
         _spec(
             group,
@@ -171,7 +173,8 @@ def _flow() -> tuple[MetricSpec, ...]:
             group,
             "gauge",
             "in_flight_bytes",
-            "Bytes of the values of these records; back-pressure begins at limits.max_in_flight_bytes.",
+            "Bytes of the values of these records, and of their results while they wait; back-pressure begins at "
+            "limits.max_in_flight_bytes.",
             "task",
             unit="bytes",
         ),
@@ -179,11 +182,21 @@ def _flow() -> tuple[MetricSpec, ...]:
             group,
             "gauge",
             "paused_partitions",
-            "Partitions from which nothing is fetched because the pipeline is full or the task is stopped.",
+            "Partitions from which nothing is fetched because the pipeline is full or the circuit is open.",
             "task",
             unit="partitions",
         ),
-        _spec(group, "counter", "pauses_total", "How often back-pressure paused the task's partitions.", "task"),
+        _spec(group, "counter", "pauses_total", "How often back-pressure began to pause partitions.", "task"),
+        _spec(
+            group,
+            "gauge",
+            "circuit_open",
+            "1 while the task is paused because too many records failed (on_error.circuit), or by hand; else 0.",
+            "task",
+        ),
+        _spec(
+            group, "counter", "circuit_openings_total", "How often the circuit opened, by itself or by hand.", "task"
+        ),
         _spec(
             group,
             "gauge",
@@ -215,6 +228,13 @@ def _kafka() -> tuple[MetricSpec, ...]:
     return (
         _spec(group, "counter", "commits_total", "Offset commits that the broker accepted.", "task"),
         _spec(group, "counter", "commit_failures_total", "Offset commits that failed or were rejected.", "task"),
+        _spec(
+            group,
+            "counter",
+            "transactions_aborted_total",
+            "Transactions that were given up, and their records processed again; with exactly_once.",
+            "task",
+        ),
         _spec(group, "counter", "rebalances_total", "Assignments of partitions to this replica.", "task"),
         _spec(
             group,
@@ -262,7 +282,7 @@ LABEL_MEANINGS: dict[str, str] = {
     "task": "the task's name in the settings",
     "stage": "where the record failed: `decode`, `schema`, `preprocess`, `transform_inputs`, `execute`, "
     "`transform_outputs`, `output`, `encode`, `worker` or `sink`",
-    "kind": "the type of the error; `other` after the first 50 pairs of stage and kind of a task",
+    "kind": "the type of the error; `other` after the first 50 of a task, by cause, stage and kind",
     "outcome": "`ok` or `failed`",
     "rule": ", ".join(f"`{rule}`" for rule in CLOSE_RULES),
     "step": ", ".join(f"`{step}`" for step in STEPS),
@@ -271,7 +291,8 @@ LABEL_MEANINGS: dict[str, str] = {
     "partition": "a partition that this replica holds; its series end when it is given up",
     "output": ", ".join(f"`{output}`" for output in PRODUCER_OUTPUTS),
     "state": ", ".join(f"`{state}`" for state in WORKER_STATES),
-    "cause": ", ".join(f"`{cause}`" for cause in RESTART_CAUSES),
+    "cause": f"of a failed record: {', '.join(f'`{cause}`' for cause in Cause)}; "
+    f"of a worker's replacement: {', '.join(f'`{cause}`' for cause in RESTART_CAUSES)}",
     "worker": "the worker's index, from 0",
     "version": "streamproc's version",
 }

@@ -32,10 +32,10 @@ from streamproc.observe.metric_table import (
     RestartCause,
     Step,
 )
-from streamproc.records import Batch, TopicPartition
+from streamproc.records import Batch, Cause, Failure, TopicPartition
 
 MAX_FAILURE_KINDS = 50
-"""Pairs of stage and kind a task counts apart: the kinds are type names that a user's backend chooses."""
+"""Causes, stages and kinds of failure that a task counts apart: kinds are type names that a user's backend chooses."""
 
 
 def package_version() -> str:
@@ -69,11 +69,14 @@ class Metrics:
         self.in_flight_bytes = self._gauge("streamproc_in_flight_bytes")
         self.paused_partitions = self._gauge("streamproc_paused_partitions")
         self.pauses = self._counter("streamproc_pauses_total")
+        self.circuit_open = self._gauge("streamproc_circuit_open")
+        self.circuit_openings = self._counter("streamproc_circuit_openings_total")
         self.lag_records = self._gauge("streamproc_lag_records")
         self.lag_seconds = self._gauge("streamproc_lag_seconds")
         self.committed_offset = self._gauge("streamproc_committed_offset")
         self.commits = self._counter("streamproc_commits_total")
         self.commit_failures = self._counter("streamproc_commit_failures_total")
+        self.transactions_aborted = self._counter("streamproc_transactions_aborted_total")
         self.rebalances = self._counter("streamproc_rebalances_total")
         self.producer_batches = self._counter("streamproc_producer_batches_total")
         self.producer_errors = self._counter("streamproc_producer_errors_total")
@@ -141,7 +144,7 @@ class TaskMetrics:
     def __init__(self, metrics: Metrics, task: str) -> None:
         self._metrics = metrics
         self._task = task
-        self._failures: dict[tuple[Counter, str, str], Counter] = {}
+        self._failures: dict[tuple[Counter, Cause, str, str], Counter] = {}
         self._partitions: dict[TopicPartition, PartitionMetrics] = {}
         self.records_in = metrics.records_in.labels(task)
         self.records_out = metrics.records_out.labels(task)
@@ -163,8 +166,11 @@ class TaskMetrics:
         self.in_flight_bytes = metrics.in_flight_bytes.labels(task)
         self.paused_partitions = metrics.paused_partitions.labels(task)
         self.pauses = metrics.pauses.labels(task)
+        self.circuit_open = metrics.circuit_open.labels(task)
+        self.circuit_openings = metrics.circuit_openings.labels(task)
         self.commits = metrics.commits.labels(task)
         self.commit_failures = metrics.commit_failures.labels(task)
+        self.transactions_aborted = metrics.transactions_aborted.labels(task)
         self.rebalances = metrics.rebalances.labels(task)
         self.producer_batches: dict[ProducerOutput, Counter] = {
             output: metrics.producer_batches.labels(task, output) for output in PRODUCER_OUTPUTS
@@ -192,13 +198,13 @@ class TaskMetrics:
             if time_ms is not None:
                 histogram.observe(time_ms / 1_000)
 
-    def dead(self, stage: str, kind: str) -> Counter:
+    def dead(self, failure: Failure) -> Counter:
         """The counter of dead letters that failed like this."""
-        return self._failure(self._metrics.records_dead, stage, kind)
+        return self._failure(self._metrics.records_dead, failure)
 
-    def dropped(self, stage: str, kind: str) -> Counter:
+    def dropped(self, failure: Failure) -> Counter:
         """The counter of dropped records that failed like this."""
-        return self._failure(self._metrics.records_dropped, stage, kind)
+        return self._failure(self._metrics.records_dropped, failure)
 
     def partition(self, partition: TopicPartition) -> PartitionMetrics:
         """The gauges of a partition that this replica holds."""
@@ -217,13 +223,14 @@ class TaskMetrics:
             for gauge in (self._metrics.lag_records, self._metrics.lag_seconds, self._metrics.committed_offset):
                 gauge.remove(self._task, partition.topic, str(partition.partition))
 
-    def _failure(self, family: Counter, stage: str, kind: str) -> Counter:
-        known = self._failures.get((family, stage, kind))
+    def _failure(self, family: Counter, failure: Failure) -> Counter:
+        key = (family, failure.cause, failure.stage, failure.kind)
+        known = self._failures.get(key)
         if known is not None:
             return known
         if len(self._failures) >= MAX_FAILURE_KINDS:
-            return family.labels(self._task, stage, "other")
-        counter = self._failures[family, stage, kind] = family.labels(self._task, stage, kind)
+            return family.labels(self._task, failure.cause, failure.stage, "other")
+        counter = self._failures[key] = family.labels(self._task, failure.cause, failure.stage, failure.kind)
         return counter
 
 

@@ -38,6 +38,8 @@ class PartitionStatus(StatusModel):
     """Age of the oldest record that is not committed."""
     in_flight: int = 0
     """Records read and not yet settled."""
+    paused: bool = False
+    """Whether back-pressure keeps it from being read: too much of it, or of everything, is outstanding."""
 
 
 class WindowStatus(StatusModel):
@@ -79,6 +81,23 @@ class LastBatch(StatusModel):
     """From its dispatch to its answer."""
 
 
+class CircuitStatus(StatusModel):
+    """The limit on failed records: while it is open, the task takes nothing."""
+
+    state: Literal["closed", "open"] = "closed"
+    opened_at: datetime | None = None
+    reason: str | None = None
+    """What opened it."""
+    bad: int = 0
+    """Records that failed within `on_error.circuit.window_s`; of an open circuit, up to its opening."""
+    decided: int = 0
+    """Records that succeeded or failed within that time."""
+    closes_in_s: float | None = None
+    """When it closes by itself; null where it does not."""
+    openings: int = 0
+    """How often it opened since the start of the process."""
+
+
 class TaskStatus(StatusModel):
     """A task: its stream, and how far it is."""
 
@@ -86,12 +105,14 @@ class TaskStatus(StatusModel):
     paused: bool = False
     """Whether nothing is fetched at the moment."""
     reason: str | None = None
-    """Why it is paused or stopped."""
+    """Why it is paused, in whole or in part, or stopped."""
+    circuit: CircuitStatus = CircuitStatus()
     topics: list[str]
     group: str
     partitions: list[PartitionStatus] = Field(default_factory=list)
     in_flight_records: int = 0
     in_flight_bytes: int = 0
+    """Of the values of these records, and of their results until they are acknowledged."""
     window: WindowStatus = WindowStatus()
     counts: RecordCounts = RecordCounts()
     last_batch: LastBatch | None = None
@@ -132,6 +153,7 @@ EXAMPLE = ProcessorStatus(
     tasks={
         "text": TaskStatus(
             state="running",
+            circuit=CircuitStatus(bad=1, decided=4096),
             topics=["sentiment.text"],
             group="sentiment.text",
             partitions=[

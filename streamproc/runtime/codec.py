@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from streamproc.backend.normalize import ensure_native_types
-from streamproc.records import Failure
+from streamproc.records import Cause, Failure
 
 DIGITS_BEYOND_64_BITS = 19
 MAX_MESSAGE_CHARS = 1_000
@@ -40,7 +40,7 @@ class Schema:
         field = ".".join(str(part) for part in error.instance_path) or "the record"
         rule = "/".join(str(part) for part in error.schema_path)
         message = f"{field}: {error.message} (schema of topic {self._topic}, at {rule})"
-        return Failure("schema", "SchemaViolation", shorten(message), retriable=False)
+        return Failure(Cause.INVALID, "schema", "SchemaViolation", shorten(message))
 
 
 def shorten(text: str) -> str:
@@ -80,20 +80,24 @@ def _decode_small(value: memoryview | None, max_value_bytes: int) -> dict[str, A
         f"the value has {len(value)} bytes, more than the task's input.max_value_bytes allows ({max_value_bytes}); "
         f"raise it, or send less"
     )
-    return Failure("decode", "ValueTooLarge", message, retriable=False)
+    return _undecodable("ValueTooLarge", message)
 
 
 def _decode_one(value: memoryview | None) -> dict[str, Any] | Failure:
     if value is None:
-        return Failure("decode", "NullValue", "the value is null (a tombstone), not a JSON object", retriable=False)
+        return _undecodable("NullValue", "the value is null (a tombstone), not a JSON object")
     try:
         record = orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        return Failure("decode", "InvalidJSON", shorten(f"the value is not JSON: {error}"), retriable=False)
+        return _undecodable("InvalidJSON", shorten(f"the value is not JSON: {error}"))
     if type(record) is not dict:
         kind = {list: "an array", str: "a string", type(None): "null", bool: "a boolean"}.get(type(record), "a number")
-        return Failure("decode", "NotAnObject", f"the value is {kind}, not a JSON object", retriable=False)
+        return _undecodable("NotAnObject", f"the value is {kind}, not a JSON object")
     return record
+
+
+def _undecodable(kind: str, message: str) -> Failure:
+    return Failure(Cause.INVALID, "decode", kind, message)
 
 
 def _has_long_digit_run(payload: memoryview) -> bool:
@@ -110,14 +114,10 @@ def _check_integers(value: memoryview) -> Failure | None:
     try:
         json.loads(bytes(value), parse_int=_refuse_wide, parse_float=_ignore)
     except _WideInteger as wide:
-        return Failure(
-            "decode",
-            "IntegerTooLarge",
-            f"the value holds an integer of {wide.digits} digits, beyond 64 bits; send it as a string",
-            retriable=False,
-        )
+        message = f"the value holds an integer of {wide.digits} digits, beyond 64 bits; send it as a string"
+        return _undecodable("IntegerTooLarge", message)
     except RecursionError:
-        return Failure("decode", "InvalidJSON", "the value is nested too deeply to be checked", retriable=False)
+        return _undecodable("InvalidJSON", "the value is nested too deeply to be checked")
     return None
 
 
@@ -153,14 +153,16 @@ def encode(output: Any) -> bytes:
 
 
 def encode_failure(failure: Failure) -> bytes:
-    """A failure as JSON, to cross the wire."""
-    return orjson.dumps({"stage": failure.stage, "kind": failure.kind, "message": failure.message})
+    """One record's failure as JSON, to cross the wire; only that of a batch has a traceback."""
+    return orjson.dumps(
+        {"cause": failure.cause, "stage": failure.stage, "kind": failure.kind, "message": failure.message}
+    )
 
 
 def decode_failure(value: bytes | memoryview) -> Failure:
     """The failure that ``encode_failure`` wrote."""
     fields = orjson.loads(value)
-    return Failure(fields["stage"], fields["kind"], fields["message"], retriable=False)
+    return Failure(Cause(fields["cause"]), fields["stage"], fields["kind"], fields["message"])
 
 
 class Envelope:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from streamproc.broker.interface import Row
-from streamproc.records import BatchReport, Failure, Record
+from streamproc.records import BatchReport, Cause, Failure, Record
 
 RECORD_OVERHEAD_BYTES = 128
 """Bounds what Kafka's format adds to key, value and headers of a record that is alone in its batch."""
@@ -44,20 +44,26 @@ def result_row(record: Record, value: bytes | memoryview, report: BatchReport) -
 def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit_bytes: int) -> Row:
     """A record that failed, as it came, with the reason in its headers.
 
-    What does not fit the dead-letter topic is cut, the value first, and a header says how much there was.
+    What does not fit the dead-letter topic is cut, the value first, and a header says how much there was; the traceback
+    is only there where all else fits.
     """
     ours: list[tuple[str, bytes | None]] = [
         *source_headers(record),
         ("streamproc-task", report.batch.task.encode()),
+        ("streamproc-cause", failure.cause.encode()),
         ("streamproc-stage", failure.stage.encode()),
         ("streamproc-error-type", failure.kind.encode()),
         ("streamproc-error-message", failure.message.encode()),
         # A record that never reached the backend was looked at once, however often its batch was executed.
-        ("streamproc-attempts", b"%d" % (1 if failure.stage in ("decode", "schema") else report.attempts)),
+        ("streamproc-attempts", b"%d" % (1 if failure.cause is Cause.INVALID else report.attempts)),
         ("streamproc-worker", b"%d" % report.worker),
     ]
     key, headers = record.key, [*record.headers, *ours]
     limit_bytes -= MARKS_BYTES
+    if failure.traceback:
+        whole = [*headers, ("streamproc-error-traceback", failure.traceback.encode())]
+        if row_bytes((None, key, record.value, whole)) <= limit_bytes:
+            headers = whole
     if row_bytes((None, key, None, headers)) > limit_bytes:
         headers = [*ours, ("streamproc-headers-cut", b"%d" % len(record.headers))]
     if row_bytes((None, key, None, headers)) > limit_bytes:

@@ -7,13 +7,14 @@ wait while no batch was executed for longer than one may compute, or offsets wai
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, cast
 
 from streamproc.observe.health import Health, ProgressWatch
 from streamproc.observe.metric_table import WorkerState
 from streamproc.observe.metrics import package_version
 from streamproc.observe.status import (
+    CircuitStatus,
     LastBatch,
     PartitionStatus,
     ProcessorStatus,
@@ -53,7 +54,9 @@ class Inspector:
             metrics = processor.metrics.task(name)
             metrics.in_flight_records.set(task.ledger.in_flight_records)
             metrics.in_flight_bytes.set(task.ledger.in_flight_bytes)
-            metrics.paused_partitions.set(task.source.assigned_partitions if task.source.paused else 0)
+            metrics.paused_partitions.set(
+                task.source.assigned_partitions if task.source.held else len(task.source.paused)
+            )
             waiting = 0
             for books in task.ledger.partitions():
                 lag_records, lag_seconds = self._lag(task, books)
@@ -65,8 +68,9 @@ class Inspector:
                 if lag_seconds is not None:
                     gauges.lag_seconds.set(lag_seconds)
                 waiting += lag_records or 0
-            # While no worker can take a batch, readiness says so, and pool.initialize_timeout_s bounds it.
-            able = any(worker.open for worker in processor.pool.workers())
+            # While no worker can take a batch, readiness says so, and pool.initialize_timeout_s bounds it. An open
+            # circuit is no stall either: it pauses the task on purpose, and a restart would not mend what opened it.
+            able = any(worker.open for worker in processor.pool.workers()) and not task.circuit.is_open
             self._work[name].observe(waiting if able else 0, task.progress, now)
             self._commits[name].observe(len(task.ledger.committable()), task.commits, now)
         processor.metrics.set_workers(self._worker_states())
@@ -94,6 +98,8 @@ class Inspector:
                 reasons.append(f"task {name}: no connection to Kafka at {processor.settings.kafka.bootstrap_servers}")
             if not task.assigned.is_set():
                 reasons.append(f"task {name}: no partitions are assigned yet in group {task.group}")
+            if task.circuit.is_open:
+                reasons.append(f"task {name}: {_open_because(task, self._processor.clock())}")
         ready = {worker.index for worker in processor.pool.workers() if worker.open}
         for index in range(processor.settings.pool.workers):
             if index not in ready:
@@ -113,6 +119,22 @@ class Inspector:
             uptime_s=round(now - self._begun, 3),
             tasks={name: self._task(task, now) for name, task in processor.tasks.items()},
             workers=[self._worker(worker, now) for worker in processor.pool.workers()],
+        )
+
+    def circuit(self, task: str, now: float) -> CircuitStatus:
+        """The state of a task's circuit."""
+        circuit = self._processor.tasks[task].circuit
+        bad, decided = circuit.counts(now)
+        if circuit.opened_at is None:
+            return CircuitStatus(bad=bad, decided=decided, openings=circuit.openings)
+        return CircuitStatus(
+            state="open",
+            opened_at=self._started_at + timedelta(seconds=round(circuit.opened_at - self._begun, 3)),
+            reason=circuit.reason,
+            bad=bad,
+            decided=decided,
+            closes_in_s=None if circuit.closes_at is None else round(max(circuit.closes_at - now, 0.0), 3),
+            openings=circuit.openings,
         )
 
     def _lag(self, task: TaskStream, books: PartitionBooks) -> tuple[int | None, float | None]:
@@ -150,14 +172,21 @@ class Inspector:
                     lag_records=lag_records,
                     lag_seconds=lag_seconds,
                     in_flight=books.in_flight_records,
+                    paused=task.source.held or books.partition in task.source.paused,
                 )
             )
         failure = self._processor.failure
+        reason = "back-pressure" if task.source.paused else None
+        if failure is not None:
+            reason = str(failure)
+        elif task.circuit.is_open:
+            reason = _open_because(task, now)
         opened_at = task.batcher.opened_at
         return TaskStatus(
             state=cast("Literal['starting', 'running', 'draining', 'stopped']", task.state),
-            paused=task.source.paused,
-            reason=str(failure) if failure is not None else ("back-pressure" if task.source.paused else None),
+            paused=_paused(task),
+            reason=reason,
+            circuit=self.circuit(task.name, now),
             topics=list(task.topics.inputs),
             group=task.group,
             partitions=partitions,
@@ -180,17 +209,17 @@ class Inspector:
     def _last_batch(task: TaskStream) -> LastBatch | None:
         if task.last is None:
             return None
-        reply = task.last
-        batch = reply.batch
+        report, wall_ms = task.last
+        batch = report.batch
         return LastBatch(
             id=batch.id,
             size=batch.size,
             fill=batch.fill,
             closed_by=batch.closed_by,
             attempts=batch.attempt,
-            worker=reply.worker,
+            worker=report.worker,
             wait_ms=round((batch.closed_at - batch.opened_at) * 1_000, 3),
-            wall_ms=round(reply.wall_ms, 3),
+            wall_ms=round(wall_ms, 3),
         )
 
     def _worker(self, worker: Worker, now: float) -> WorkerStatus:
@@ -211,6 +240,18 @@ class Inspector:
             state = _worker_state(worker)
             counts[state] = counts.get(state, 0) + 1
         return counts
+
+
+def _paused(task: TaskStream) -> bool:
+    source = task.source
+    return source.held or 0 < source.assigned_partitions == len(source.paused)
+
+
+def _open_because(task: TaskStream, now: float) -> str:
+    circuit = task.circuit
+    command = f"with `streamproc circuit close {task.name}`"
+    itself = "" if circuit.closes_at is None else f"by itself in {max(circuit.closes_at - now, 0):.0f} s, or "
+    return f"the circuit is open: {circuit.reason}; closes {itself}{command}"
 
 
 def _worker_state(worker: Worker) -> WorkerState:

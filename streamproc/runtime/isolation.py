@@ -1,9 +1,16 @@
-"""Decides what becomes of a batch that failed: again, in halves, or given up.
+"""Decides what becomes of a batch that failed: again, in parts, or given up.
 
-Passive: no clock, no I/O. A failed batch is executed again up to ``retries`` times, with exponential back-off and
-jitter, where the failure may pass. Then it is split in halves, and each half that fails again, until the records at
-fault stand alone: at most ⌈log₂ n⌉ further executions hold a culprit, and every other record of the batch is
-delivered. A failure that would come again the same way is split at once.
+Passive: no clock, no I/O. It goes by the failure's cause: a failed batch is executed again as a whole as often as the
+cause's ``retries`` say, with exponential back-off and jitter. Then it is split in halves, those that fail again too,
+and four records or fewer one by one, until the records at fault stand alone.
+
+A record that stands alone is not always at fault. Its worker may have been killed by somebody else, so it is executed
+once more when a worker died with it alone for the first time of that cause; and so is one that failed at its very first
+execution for the lack of time or memory.
+
+Invariants: besides the retries that the settings ask for, a record at fault is in at most ⌈log₂ n⌉ + 1 further
+executions, so that one in 64 ends at most seven workers; every other record of the batch is delivered; a record is
+retried at most ``retries`` times for one cause, whatever batches it is in.
 """
 
 from __future__ import annotations
@@ -12,7 +19,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from streamproc.records import Batch, Failure, Span
+from streamproc.records import Batch, Cause, Failure, Span
 from streamproc.settings import ErrorSettings
 
 MAX_BACKOFF_S = 30.0
@@ -28,9 +35,9 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Execute the halves."""
+    """Execute the parts."""
 
-    halves: tuple[Batch, Batch]
+    parts: list[Batch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +49,26 @@ class Isolation:
     """The policy of one task."""
 
     def __init__(self, settings: ErrorSettings, next_id: Callable[[], int], rng: random.Random) -> None:
-        self._retries = settings.retries
-        self._backoff_s = settings.backoff_ms / 1_000
+        self._policies = {cause: settings.policy(cause) for cause in Cause}
         self._next_id = next_id
         self._rng = rng
 
     def decide(self, batch: Batch, failure: Failure) -> Retry | Split | GiveUp:
         """What to do with a batch whose execution failed."""
-        if failure.retriable and batch.closed_by != "split" and batch.attempt <= self._retries:
-            delay = min(self._backoff_s * 2 ** (batch.attempt - 1), MAX_BACKOFF_S) * self._rng.uniform(0.5, 1.0)
-            return Retry(self._again(batch, batch.spans, batch.closed_by), delay)
-        if batch.size > 1:
-            left, right = batch.halves()
-            return Split((self._again(batch, left, "split"), self._again(batch, right, "split")))
+        alone = batch.size == 1
+        retries = self._policies[failure.cause].retries
+        if batch.retried.count(failure.cause) < retries or (alone and _may_be_innocent(batch, failure)):
+            again = self._again(batch, batch.spans, batch.closed_by)
+            again.retried = (*batch.retried, failure.cause)
+            again.died_alone = (*batch.died_alone, failure.cause) if alone and failure.killed else batch.died_alone
+            return Retry(again, self._delay_s(len(batch.retried), failure.cause))
+        if not alone:
+            return Split([self._again(batch, spans, "split") for spans in batch.parts()])
         return GiveUp()
+
+    def _delay_s(self, retries: int, cause: Cause) -> float:
+        pause_s = min(self._policies[cause].backoff_ms / 1_000 * 2.0**retries, MAX_BACKOFF_S)
+        return pause_s * self._rng.uniform(0.5, 1.0)
 
     def _again(self, batch: Batch, spans: Sequence[Span], closed_by: str) -> Batch:
         return Batch(
@@ -67,4 +80,12 @@ class Isolation:
             closed_by=closed_by,
             fill=batch.fill,
             attempt=batch.attempt + 1,
+            retried=batch.retried,
         )
+
+
+def _may_be_innocent(batch: Batch, failure: Failure) -> bool:
+    """Whether a record that failed alone is executed once more although no retry is left."""
+    if failure.killed:
+        return failure.cause not in batch.died_alone
+    return batch.attempt == 1 and failure.cause in (Cause.TIMEOUT, Cause.OOM)

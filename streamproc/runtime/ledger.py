@@ -5,17 +5,24 @@ Passive: no clock, no I/O. Per assigned partition it knows the records that were
 of the contiguous run of settled records: the offset that may be committed. What is discarded (read, but never
 dispatched, because the partition goes away or the process stops) leaves the books without moving that end.
 
+*In flight* is what is read and not settled: its values, and its results once there are some. *Outstanding* is what is
+read and not committable: beside what is in flight, what was settled behind it. The limits bound both, so that one
+record that takes long neither fills the memory nor lets a crash repeat more than they say.
+
 Invariants:
 
 - An offset is never offered for commit while a record before it is unsettled.
 - Settling is idempotent; settling for a lease that has ended, or twice, changes nothing.
 - A partition that is assigned again gets a new lease with a higher epoch, and nothing of the old one counts.
+- Of what is settled out of order only its ends are kept, neighbours as one: never more entries than spans in flight.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from streamproc.records import Lease, Span, TopicPartition
@@ -37,12 +44,36 @@ class _Partition:
     next_offset: int | None = None
     """Offset to commit: the one after the last record of the settled run; None until one is settled."""
     committed: int | None = None
-    out_of_order: dict[int, Span] = field(default_factory=dict)
-    """Settled spans that begin beyond the head, by their first sequence number."""
+    out_of_order: list[tuple[int, int, int]] = field(default_factory=list)
+    """Settled runs beyond the head, in order: first sequence number, the one after the last, and the next offset."""
     arrivals: deque[tuple[int, int]] = field(default_factory=deque)
     """(sequence number after a span, timestamp of its first record) of the spans read, to date the oldest unsettled."""
     in_flight_records: int = 0
     in_flight_bytes: int = 0
+    output_bytes: int = 0
+
+    def is_settled(self, sequence: int) -> bool:
+        """Whether the record with this number is settled."""
+        if sequence < self.head:
+            return True
+        at = self._place(sequence)
+        return at > 0 and sequence < self.out_of_order[at - 1][1]
+
+    def add(self, first: int, stop: int, next_offset: int) -> None:
+        """Join a settled run with the head, or with those that it touches."""
+        at = self._place(first)
+        if at < len(self.out_of_order) and self.out_of_order[at][0] == stop:
+            _, stop, next_offset = self.out_of_order.pop(at)
+        if first == self.head:
+            self.head, self.next_offset = stop, next_offset
+        elif at and self.out_of_order[at - 1][1] == first:
+            self.out_of_order[at - 1] = (self.out_of_order[at - 1][0], stop, next_offset)
+        else:
+            self.out_of_order.insert(at, (first, stop, next_offset))
+
+    def _place(self, sequence: int) -> int:
+        """How many runs begin at this number or before it."""
+        return bisect_right(self.out_of_order, (sequence, math.inf, math.inf)) if self.out_of_order else 0
 
 
 class Ledger:
@@ -53,6 +84,10 @@ class Ledger:
         self._epoch = 0
         self.in_flight_records = 0
         self.in_flight_bytes = 0
+        """Bytes of the values of these records, and of their results."""
+        self.output_bytes = 0
+        """Bytes of their results alone."""
+        self.outstanding_records = 0
 
     def open(self, partitions: Iterable[TopicPartition]) -> list[Lease]:
         """Begin new leases, one epoch for all of them."""
@@ -73,6 +108,8 @@ class Ledger:
             if state is not None:
                 self.in_flight_records -= state.in_flight_records
                 self.in_flight_bytes -= state.in_flight_bytes
+                self.output_bytes -= state.output_bytes
+                self.outstanding_records -= state.read - state.head
 
     def assigned(self) -> list[TopicPartition]:
         """The partitions with a live lease."""
@@ -104,6 +141,15 @@ class Ledger:
         state.last_timestamp = span.records[-1].timestamp
         state.arrivals.append((span.stop, span.records[0].timestamp))
         self._count(state, span, 1)
+        self.outstanding_records += len(span.records)
+
+    def produced(self, span: Span, size_bytes: int) -> None:
+        """A span's results are here, and wait to be written: they are in flight until the span is settled."""
+        state = self._partitions.get(span.lease.partition)
+        if state is not None and state.lease is span.lease and not state.is_settled(span.first):
+            added = size_bytes - span.output_bytes
+            span.output_bytes = size_bytes
+            self._count_bytes(state, added, added)
 
     def next_sequence(self, lease: Lease) -> int:
         """The sequence number of the next record of a live lease."""
@@ -114,17 +160,12 @@ class Ledger:
         state = self._partitions.get(span.lease.partition)
         if state is None or state.lease is not span.lease:
             return False
-        if span.first < state.head or span.first in state.out_of_order:
+        if state.is_settled(span.first):
             return False
         self._count(state, span, -1)
-        if span.first != state.head:
-            state.out_of_order[span.first] = span
-            return True
-        last = span
-        while (following := state.out_of_order.pop(last.stop, None)) is not None:
-            last = following
-        state.head = last.stop
-        state.next_offset = last.next_offset
+        head = state.head
+        state.add(span.first, span.stop, span.next_offset)
+        self.outstanding_records -= state.head - head
         while state.arrivals and state.arrivals[0][0] <= state.head:
             state.arrivals.popleft()
         return True
@@ -134,6 +175,11 @@ class Ledger:
         state = self._partitions.get(span.lease.partition)
         if state is not None and state.lease is span.lease:
             self._count(state, span, -1)
+
+    def loads(self) -> Iterator[tuple[TopicPartition, int, int]]:
+        """Each assigned partition with its outstanding records and its bytes in flight."""
+        for partition, state in self._partitions.items():
+            yield partition, state.read - state.head, state.in_flight_bytes
 
     def in_flight(self, partitions: Iterable[TopicPartition]) -> int:
         """Records of these partitions that are read and neither settled nor discarded."""
@@ -177,11 +223,17 @@ class Ledger:
         ]
 
     def _count(self, state: _Partition, span: Span, sign: int) -> None:
-        records, size = sign * len(span.records), sign * span.size_bytes
+        records = sign * len(span.records)
         state.in_flight_records += records
-        state.in_flight_bytes += size
         self.in_flight_records += records
+        outputs = sign * span.output_bytes
+        self._count_bytes(state, sign * span.size_bytes + outputs, outputs)
+
+    def _count_bytes(self, state: _Partition, size: int, outputs: int) -> None:
+        state.in_flight_bytes += size
         self.in_flight_bytes += size
+        state.output_bytes += outputs
+        self.output_bytes += outputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ comes back through ``on_failed``, and one that was only queued there comes back 
        ▼                  ▼
     started again after a back-off; ``start_attempts`` failures in a row stop the processor
 
+A deadline counts while this process runs too: where it was stopped itself (SIGSTOP, a laptop's lid), the time that a
+batch may take begins anew.
+
 Order: none is promised across workers. At shutdown ``stop`` lets nobody finish: the processor drains first.
 
 Invariants: every batch that was submitted is answered exactly once, by ``on_reply`` or ``on_failed``, unless the pool
@@ -22,63 +25,47 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import signal
-import socket
-import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import psutil
-
 from streamproc.errors import InternalError, StreamprocError, WorkerStartError
-from streamproc.records import Batch, Failure
-from streamproc.runtime.wire import (
-    BATCHES_PER_WORKER,
-    Frame,
-    FrameReceiver,
-    Kind,
-    Segment,
-    batch_parts,
-    decode_reply,
-    encode_frame,
-)
+from streamproc.records import Batch, Cause, Failure
+from streamproc.runtime.memory_limits import OutOfMemoryKills, kill_counter
+from streamproc.runtime.wire import BATCHES_PER_WORKER, Frame, Kind, batch_parts, decode_reply, encode_frame
+from streamproc.runtime.worker_process import WorkerProcess
 from streamproc.settings import PoolSettings
 
 MAX_RESTART_BACKOFF_S = 30.0
 EXIT_GRACE_S = 5.0
 DISCONNECT_GRACE_S = 0.5
 RECYCLE_AGAIN_AFTER_S = 60.0
-SOCKET_BUFFER_BYTES = 1_048_576
-_ROOT = str(Path(__file__).resolve().parents[2])
-_BOOT = (
-    f"import sys; {_ROOT!r} in sys.path or sys.path.append({_ROOT!r}); "
-    "from streamproc.runtime.worker import main; main()"
-)
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-)
+WATCH_MEMORY_EVERY_S = 0.1
+STOPPED_FOR_S = 1.0
+"""A timer that comes this late means that this whole process stood still, and perhaps the workers with it."""
+
+_MIB = 1_048_576
+
+Launch = Callable[[PoolSettings, int, Callable[[Frame], None], Callable[[], None]], Awaitable[WorkerProcess]]
+"""Starts the worker of an index: its settings, the index, what to call with each frame, and after the last one."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class Reply:
-    """A batch that was executed: a status and a value per record, and what was measured (milliseconds)."""
+    """A batch that was executed: a status and a value per record, and what was measured (milliseconds).
+
+    ``sizes`` holds the bytes of the values of each of its spans.
+    """
 
     batch: Batch
     worker: int
     statuses: bytes
     values: list[memoryview]
+    sizes: list[int]
     metrics: dict[str, Any]
     decode_ms: float
     encode_ms: float
@@ -110,14 +97,12 @@ class Worker:
     initialize_s: float | None = None
     rss_bytes: int = 0
     kill_reason: str | None = None
+    kill_message: str = ""
     start_message: str = ""
     start_hopeless: bool = False
-    process: asyncio.subprocess.Process | None = None
-    transport: asyncio.Transport | None = None
-    segments: list[Segment] = field(default_factory=list)
+    process: WorkerProcess | None = None
     sent: int = 0
     timer: asyncio.TimerHandle | None = None
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
     replaces: Worker | None = None
     successor: Worker | None = None
     kept_until: float = -math.inf
@@ -128,28 +113,28 @@ class Worker:
         return self.ready and self.state in ("ready", "outgoing")
 
 
-def worker_environment(settings: PoolSettings, index: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the worker with this index: threads, devices, and what ``pool.env`` says, over ``environ``."""
-    threads = settings.threads_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
-    environment = {**environ, "STREAMPROC_WORKER": str(index)}
-    for variable in _THREAD_VARIABLES:
-        if settings.threads_per_worker is not None or variable not in environment:
-            environment[variable] = str(threads)
-    if settings.devices:
-        environment["CUDA_VISIBLE_DEVICES"] = settings.devices[index % len(settings.devices)]
-    return {**environment, **settings.env}
-
-
 class Pool:
     """The worker processes of a processor."""
 
     def __init__(
-        self, settings: PoolSettings, setup: dict[str, Any], events: PoolEvents, clock: Callable[[], float]
+        self,
+        settings: PoolSettings,
+        setup: dict[str, Any],
+        events: PoolEvents,
+        clock: Callable[[], float],
+        *,
+        launch: Launch = WorkerProcess.launch,
+        kills: OutOfMemoryKills | None = None,
     ) -> None:
+        """``launch`` starts a process; ``kills`` are the kernel's for the lack of memory, those of our own group."""
         self._settings = settings
         self._setup = setup
         self._events = events
         self._clock = clock
+        self._launch = launch
+        self._kills = kills or OutOfMemoryKills(kill_counter())
+        self._memory_watch: asyncio.TimerHandle | None = None
+        """Runs while a worker computes and ``max_worker_memory_mb`` is set."""
         self._workers: dict[int, Worker] = {}
         self._alive: set[Worker] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -194,15 +179,21 @@ class Pool:
         if len(worker.batches) == 1:
             self._begin(worker)
 
+    def look_for_kills(self) -> None:
+        """Note whom the kernel ended for the lack of memory; to be called about every second."""
+        self._kills.look(self._clock())
+
     async def stop(self) -> None:
         """End every worker, kindly where it is idle, and wait for the ends."""
         self._stopping = True
         self._wake.set()
+        if self._memory_watch is not None:
+            self._memory_watch.cancel()
         workers = list(self._alive)
         for worker in workers:
             self._cancel_timer(worker)
-            if worker.transport is not None and worker.state != "starting" and not worker.batches:
-                worker.transport.write(encode_frame(Kind.STOP, {}))
+            if worker.process is not None and worker.state != "starting" and not worker.batches:
+                worker.process.write(encode_frame(Kind.STOP, {}))
             else:
                 self._kill(worker, "stopped")
         if self._tasks:
@@ -246,8 +237,6 @@ class Pool:
         finally:
             self._cancel_timer(worker)
             self._kill(worker, "stopped")
-            for segment in worker.segments:
-                segment.close()
             self._alive.discard(worker)
         try:
             if not self._stopping:
@@ -256,56 +245,22 @@ class Pool:
             self._events.on_fatal(InternalError(error, where="the end of a worker"))
 
     async def _run(self, worker: Worker) -> int:
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                end.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-        ours.setblocking(False)
-        loop = asyncio.get_running_loop()
-        with theirs:
-            try:
-                for _ in range(2 * BATCHES_PER_WORKER):
-                    worker.segments.append(Segment.create())
-                descriptors = [theirs.fileno(), *(segment.fd for segment in worker.segments)]
-                worker.process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-c",
-                    _BOOT,
-                    str(descriptors[0]),
-                    str(os.getpid()),
-                    *map(str, descriptors[1:]),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
-                    pass_fds=descriptors,
-                    env=worker_environment(self._settings, worker.index, os.environ),
-                    # Ctrl-C in the terminal must not reach it before it can ignore it.
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        worker.pid = worker.process.pid
-        if self._stopping:
-            self._kill(worker, "stopped")
-        transport, _ = await loop.create_unix_connection(
-            lambda: FrameReceiver(lambda frame: self._on_frame(worker, frame), lambda: self._on_disconnected(worker)),
-            sock=ours,
+        process = await self._launch(
+            self._settings,
+            worker.index,
+            lambda frame: self._on_frame(worker, frame),
+            lambda: self._on_disconnected(worker),
         )
-        worker.transport = transport
-        setup = {**self._setup, "index": worker.index}
-        worker.transport.write(encode_frame(Kind.SETUP, setup))
-        worker.timer = loop.call_later(self._settings.initialize_timeout_s, self._kill, worker, "initialize timed out")
-        code = await worker.process.wait()
-        worker.ready = False
-        # What the backend started (loaders of data, say) is in the worker's group, and of no use without it.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        # A reply written just before the end is still in the socket; a grandchild may hold the socket open.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.0):
-                await worker.closed.wait()
-        worker.transport.close()
-        return code
+        try:
+            worker.process, worker.pid = process, process.pid
+            if self._stopping:
+                self._kill(worker, "stopped")
+            process.write(encode_frame(Kind.SETUP, {**self._setup, "index": worker.index}))
+            self._allow(worker, self._settings.initialize_timeout_s, "initialize timed out")
+            return await process.wait()
+        finally:
+            worker.ready = False
+            await process.close()
 
     def _ended(self, worker: Worker, code: int | None) -> None:
         """A worker's process is gone: answer for its batches and start another."""
@@ -319,7 +274,10 @@ class Pool:
             del self._workers[worker.index]
         if worker.kill_reason == "recycled":
             return
-        cause = worker.kill_reason or _describe_exit(code)
+        if worker.kill_reason is None and code == -signal.SIGKILL and self._kills.explain(self._clock()):
+            worker.kill_reason = "oom"
+            worker.kill_message = "the kernel ended it, since its control group ran out of memory"
+        cause = worker.kill_message or worker.kill_reason or _describe_exit(code)
         if worker.replaces is not None:
             self._keep(worker.replaces, worker.start_message or cause)
         elif was_starting:
@@ -360,16 +318,55 @@ class Pool:
     def _death(self, worker: Worker, cause: str) -> Failure:
         if worker.kill_reason == "deadline":
             seconds = self._settings.batch_timeout_s
-            return Failure(
-                "worker", "DeadlineExceeded", f"the batch computed for more than {seconds:g} s and was stopped"
-            )
-        return Failure("worker", "WorkerDied", f"the worker process died while it ran the batch: {cause}")
+            message = f"the batch computed for more than {seconds:g} s and was stopped"
+            return Failure(Cause.TIMEOUT, "worker", "DeadlineExceeded", message)
+        message = f"the worker process died while it ran the batch: {cause}"
+        if worker.kill_reason == "oom":
+            return Failure(Cause.OOM, "worker", "OutOfMemory", message)
+        return Failure(Cause.CRASH, "worker", "WorkerDied", message)
 
-    def _kill(self, worker: Worker, reason: str) -> None:
-        if worker.process is not None and worker.process.returncode is None:
-            worker.kill_reason = worker.kill_reason or reason
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(worker.process.pid, signal.SIGKILL)
+    def _kill(self, worker: Worker, reason: str, message: str = "") -> None:
+        if worker.process is not None and worker.process.kill() and worker.kill_reason is None:
+            worker.kill_reason, worker.kill_message = reason, message
+
+    # -- limits of one worker
+
+    def _allow(self, worker: Worker, seconds: float, reason: str) -> None:
+        """From now on it may take so long for what it does."""
+        due = self._clock() + seconds
+        worker.timer = asyncio.get_running_loop().call_later(seconds, self._on_due, worker, due, seconds, reason)
+
+    def _on_due(self, worker: Worker, due: float, seconds: float, reason: str) -> None:
+        late_s = self._clock() - due
+        if late_s <= STOPPED_FOR_S:
+            self._kill(worker, reason)
+            return
+        # Its answer may be in the socket, which is read before this timer comes again.
+        log.warning(
+            "this process stood still for about %.1f s; worker %d gets its %g s anew", late_s, worker.index, seconds
+        )
+        self._allow(worker, seconds, reason)
+
+    def _watch_memory(self) -> None:
+        """Look at the workers that compute, and come again while there are any."""
+        self._memory_watch = None
+        busy = [worker for worker in self._alive if worker.running_since is not None]
+        for worker in busy:
+            self._check_memory(worker)
+        if busy and not self._stopping:
+            self._memory_watch = asyncio.get_running_loop().call_later(WATCH_MEMORY_EVERY_S, self._watch_memory)
+
+    def _check_memory(self, worker: Worker) -> bool:
+        """Kill it where it holds more than it may; whether it did."""
+        limit_mb = self._settings.max_worker_memory_mb
+        if limit_mb is None or worker.process is None:
+            return False
+        worker.rss_bytes = worker.process.resident_bytes() or worker.rss_bytes
+        if worker.rss_bytes <= limit_mb * _MIB:
+            return False
+        seen_mb = worker.rss_bytes // _MIB
+        self._kill(worker, "oom", f"it held {seen_mb} MiB, more than pool.max_worker_memory_mb ({limit_mb}) allows")
+        return True
 
     # -- one worker's socket
 
@@ -381,23 +378,23 @@ class Pool:
             "spans": [(*span.lease.partition, len(span.records)) for span in batch.spans],
         }
         parts, size = batch_parts(batch.spans)
-        transport = worker.transport
-        if transport is None:
-            raise AssertionError("submitted to a worker without a connection")
+        process = worker.process
+        if process is None:
+            raise AssertionError("submitted to a worker without a process")
         if size >= self._settings.shared_memory_threshold_bytes:
             slot = worker.sent % BATCHES_PER_WORKER
             worker.sent += 1
-            worker.segments[slot].write(parts, size)
-            transport.write(encode_frame(Kind.BATCH, {**head, "slot": slot, "shared": size}))
+            process.segments[slot].write(parts, size)
+            process.write(encode_frame(Kind.BATCH, {**head, "slot": slot, "shared": size}))
         else:
-            transport.write(encode_frame(Kind.BATCH, head, parts, size))
+            process.write(encode_frame(Kind.BATCH, head, parts, size))
 
     def _begin(self, worker: Worker) -> None:
         """The worker's first batch runs from now on; its deadline with it."""
         worker.running_since = self._clock()
-        worker.timer = asyncio.get_running_loop().call_later(
-            self._settings.batch_timeout_s, self._kill, worker, "deadline"
-        )
+        self._allow(worker, self._settings.batch_timeout_s, "deadline")
+        if self._memory_watch is None and self._settings.max_worker_memory_mb is not None:
+            self._memory_watch = asyncio.get_running_loop().call_later(WATCH_MEMORY_EVERY_S, self._watch_memory)
 
     def _on_frame(self, worker: Worker, frame: Frame) -> None:
         try:
@@ -422,18 +419,22 @@ class Pool:
         if worker.batches:
             self._begin(worker)
         if frame.kind is Kind.FAILED:
-            failure = Failure(head["stage"], head["kind"], head["message"], head["retriable"])
+            told = head["failure"]
+            failure = Failure(**{**told, "cause": Cause(told["cause"])})
             self._events.on_failed(batch, failure, True, worker.index)
         else:
             if (size := head.get("shared")) is not None:
-                frame.body = worker.segments[BATCHES_PER_WORKER + head["slot"]].read(size)
-            statuses, values = decode_reply(frame.body, batch.size)
+                frame.body = self._shared(worker, head["slot"], size)
+            statuses, values, sizes = decode_reply(frame.body, [len(span.records) for span in batch.spans])
+            # Copied by now; a segment that is looked at could not grow.
+            frame.body = b""
             self._events.on_reply(
                 Reply(
                     batch=batch,
                     worker=worker.index,
                     statuses=statuses,
                     values=values,
+                    sizes=sizes,
                     metrics=head["metrics"],
                     decode_ms=head["decode_ms"],
                     encode_ms=head["encode_ms"],
@@ -446,7 +447,18 @@ class Pool:
             self._consider_recycling(worker)
         self._events.on_room()
 
+    @staticmethod
+    def _shared(worker: Worker, slot: int, size: int) -> memoryview:
+        if worker.process is None:
+            raise AssertionError("answered by a worker without a process")
+        return worker.process.segments[BATCHES_PER_WORKER + slot].view(size)
+
     def _on_readiness(self, worker: Worker, frame: Frame) -> None:
+        if worker.state == "starting" and self._check_memory(worker):
+            # It would fail every batch, each for a fault that is not the batch's.
+            worker.start_message = f"once initialized, {worker.kill_message}; raise it"
+            worker.start_hopeless = True
+            return
         if worker.state == "starting":
             self._cancel_timer(worker)
             worker.initialize_s = frame.head["initialize_s"]
@@ -462,7 +474,6 @@ class Pool:
         self._events.on_room()
 
     def _on_disconnected(self, worker: Worker) -> None:
-        worker.closed.set()
         worker.ready = False
         if worker.state != "ended":
             # Without its socket it is of no use; but mostly its process is just ending, and then knows better why.
@@ -482,10 +493,9 @@ class Pool:
         if self._clock() < worker.kept_until:
             return
         if limits.max_rss_mb is not None:
-            with contextlib.suppress(psutil.Error):
-                worker.rss_bytes = psutil.Process(worker.pid).memory_info().rss
+            worker.rss_bytes = (worker.process and worker.process.resident_bytes()) or worker.rss_bytes
         due = (limits.max_batches is not None and worker.batches_done >= limits.max_batches) or (
-            limits.max_rss_mb is not None and worker.rss_bytes > limits.max_rss_mb * 1_048_576
+            limits.max_rss_mb is not None and worker.rss_bytes > limits.max_rss_mb * _MIB
         )
         if due and not any(other.state in ("starting", "outgoing") for other in self._workers.values()):
             # It goes on working until its successor is warm; the state keeps others from recycling meanwhile.
@@ -511,8 +521,8 @@ class Pool:
 
     def _dismiss(self, worker: Worker) -> None:
         worker.kill_reason = "recycled"
-        if worker.transport is not None:
-            worker.transport.write(encode_frame(Kind.STOP, {}))
+        if worker.process is not None:
+            worker.process.write(encode_frame(Kind.STOP, {}))
         worker.timer = asyncio.get_running_loop().call_later(EXIT_GRACE_S, self._kill, worker, "recycled")
 
 
@@ -527,13 +537,6 @@ def _describe_exit(code: int | None) -> str:
 
 
 def _cause_label(kill_reason: str | None, code: int | None) -> str:
-    if kill_reason == "deadline":
-        return "deadline"
+    if kill_reason in ("deadline", "oom"):
+        return kill_reason
     return "killed" if code is not None and code < 0 else "exited"
-
-
-def _has_descriptor(stream: Any) -> bool:
-    try:
-        return bool(stream.fileno() >= 0)
-    except (AttributeError, OSError, ValueError):
-        return False

@@ -27,7 +27,7 @@ from streamproc.broker.interface import Connections
 from streamproc.errors import BrokerError, InternalError, StreamprocError
 from streamproc.observe.health import Health
 from streamproc.observe.metrics import Metrics
-from streamproc.observe.status import ProcessorStatus
+from streamproc.observe.status import CircuitStatus, ProcessorStatus
 from streamproc.records import Batch, Failure
 from streamproc.runtime.inspection import Inspector
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
@@ -221,15 +221,19 @@ class Processor:
             self._on_fatal(InternalError(error, where="the dispatch of batches"))
 
     def _next_batch(self, now: float) -> Batch | None:
-        """Batches to be run again first; then, of the windows that are due, the one that has been open longest."""
-        for task in self.tasks.values():
+        """Batches to be run again first; then, of the windows that are due, the one that has been open longest.
+
+        A task whose results pile up gets none; to run a batch again is what lets them go.
+        """
+        tasks = [task for task in self.tasks.values() if not task.circuit.is_open]
+        for task in tasks:
             if (batch := task.take_again()) is not None:
                 return batch
         idle = self.pool.idle() > 0
         chosen: tuple[float, TaskStream, str] | None = None
-        for task in self.tasks.values():
+        for task in tasks:
             opened_at = task.batcher.opened_at
-            if opened_at is None or (chosen is not None and opened_at >= chosen[0]):
+            if opened_at is None or task.crowded or (chosen is not None and opened_at >= chosen[0]):
                 continue
             # A batch that would only queue behind another had better go on growing, unless it is full.
             rule = task.batcher.full()
@@ -240,8 +244,12 @@ class Processor:
         return chosen[1].batcher.take(now, chosen[2]) if chosen is not None else None
 
     def _set_timer(self, now: float) -> None:
-        """Wake at the next deadline; while no worker is free its answer wakes us."""
-        deadlines = [deadline for task in self.tasks.values() if (deadline := task.batcher.deadline) is not None]
+        """Wake at the next deadline; while no worker is free its answer wakes us, while results pile up their end."""
+        deadlines = [
+            deadline
+            for task in self.tasks.values()
+            if not task.circuit.is_open and not task.crowded and (deadline := task.batcher.deadline) is not None
+        ]
         deadline = min(deadlines) if deadlines and self.pool.idle() else None
         if self._timer is not None:
             if self._timer[0] == deadline:
@@ -278,11 +286,13 @@ class Processor:
     async def _tick_on(self) -> None:
         for tick in itertools.count():
             self._inspector.observe(self.clock())
+            self.pool.look_for_kills()
             for task in self.tasks.values():
                 task.watch_connection()
+                task.watch_circuit()
             if tick % ENDS_EVERY_TICKS == 0:
                 for task in self.tasks.values():
-                    if task.source.paused:
+                    if task.source.paused or task.source.held:
                         with contextlib.suppress(BrokerError):
                             await task.ask_for_ends()
             for worker in self.pool.workers():
@@ -305,6 +315,20 @@ class Processor:
     def status(self) -> ProcessorStatus:
         """Everything worth seeing."""
         return self._inspector.status(self.clock())
+
+    def open_circuit(self, task: str) -> CircuitStatus | None:
+        """Pause a task by hand; None where there is no such task."""
+        if task not in self.tasks:
+            return None
+        self.tasks[task].open_circuit()
+        return self._inspector.circuit(task, self.clock())
+
+    def close_circuit(self, task: str) -> CircuitStatus | None:
+        """Let a task go on; None where there is no such task."""
+        if task not in self.tasks:
+            return None
+        self.tasks[task].close_circuit()
+        return self._inspector.circuit(task, self.clock())
 
     @property
     def failure(self) -> StreamprocError | None:

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from streamproc.records import Lease, Outcome, Span
+from streamproc.records import Failure, Lease, Outcome, Span
 
 
 class Sequencer(Protocol):
@@ -117,7 +117,12 @@ class KeyOrder:
             queue = queues.get(record.key)
             if queue is None or sequence < queue[0] or sequence in waiting:
                 continue
-            waiting[sequence] = _single(outcome, index)
+            single = _single(outcome, index)
+            if sequence != queue[0]:
+                waiting[sequence] = _alone(single)
+                continue
+            released.append(single)
+            queue.popleft()
             while queue and (ready := waiting.pop(queue[0], None)) is not None:
                 released.append(ready)
                 queue.popleft()
@@ -133,14 +138,20 @@ class KeyOrder:
 
 
 def _single(outcome: Outcome, index: int) -> Outcome:
-    span = outcome.span
-    record = span.records[index]
-    return Outcome(
-        Span(span.lease, span.first + index, [record], span.sizes[index : index + 1], span.arrived_at),
-        outcome.statuses[index : index + 1],
-        [outcome.values[index]],
-        outcome.report,
-    )
+    """The part of an outcome that is one record's, with its part of the bytes."""
+    span, value = outcome.span, outcome.values[index]
+    single = Span(span.lease, span.first + index, [span.records[index]], span.sizes[index : index + 1], span.arrived_at)
+    if not isinstance(value, Failure):
+        single.output_bytes = len(value)
+    return Outcome(single, outcome.statuses[index : index + 1], [value], outcome.report)
+
+
+def _alone(single: Outcome) -> Outcome:
+    """The outcome of one record, with a value that keeps no other's in memory while it waits."""
+    (value,) = single.values
+    if isinstance(value, memoryview):
+        single.values = [bytes(value)]
+    return single
 
 
 def make_sequencer(ordering: str) -> Sequencer:

@@ -9,9 +9,12 @@ up, with a warning, where their topic refuses them or falls behind. At shutdown 
 Records keep their key, and their partition where the output topic has as many as the input topic; otherwise their key
 chooses it, as Kafka's own clients do.
 
+With transactions, ``hold`` keeps new outcomes back until ``release``, so that what was written before can be committed
+as a whole; a transaction that was given up is reported through ``on_aborted``, and ``reset`` forgets what it held.
+
 Invariants: ``on_settled`` is called once per span, after every record of it that is to be written is acknowledged; a
-result too large for its topic becomes a dead letter before anything is sent, because a batch that the broker refuses
-would break the sequence of an idempotent producer.
+result too large for its topic is found before anything is sent, because a batch that the broker refuses would break the
+sequence of an idempotent producer; its owner says whether it becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -19,16 +22,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamproc.broker.interface import BatchBuilder, Producer, Row
-from streamproc.errors import BrokerError, InternalError, SinkError, StreamprocError
-from streamproc.records import BatchReport, Failure, Outcome, Record, Span, Status
-from streamproc.runtime.codec import decode_failure
+from streamproc.errors import BrokerError, InternalError, SinkError, StreamprocError, TransactionAbortedError
+from streamproc.records import BatchReport, Cause, Failure, Lease, Outcome, Record, Span, Status
 from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
-from streamproc.settings import TaskTopics
+from streamproc.settings import TaskTopics, Then
 
 MAX_METRICS_ROWS = 200
 MAX_METRICS_PARCELS = 50
@@ -50,14 +52,17 @@ class OutputTopic:
 class SinkEvents:
     """What the sink tells its owner.
 
-    Spans that are done; each acknowledged batch of an output and its records; dead letters; outputs that refused a
-    batch; and the error that ends the sink.
+    Spans that are done; each acknowledged batch of an output and its records; dead letters; a result that is too large,
+    of which it asks what should become; outputs that refused a batch; transactions that were given up; and the error
+    that ends the sink.
     """
 
     on_settled: Callable[[Span], None]
     on_written: Callable[[str, int], None]
     on_dead: Callable[[Failure, Record], None]
+    on_too_large: Callable[[Failure, Record], Then]
     on_refused: Callable[[str], None]
+    on_aborted: Callable[[BaseException], None]
     on_error: Callable[[StreamprocError], None]
 
 
@@ -126,9 +131,14 @@ class Sink:
         self._metrics_rows: list[Row] = []
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._failed = False
+        self._held: list[Outcome] | None = None
+        """What came since ``hold``, if it was called."""
 
     def write(self, outcomes: Sequence[Outcome]) -> None:
         """Queue outcomes, in this order per output partition."""
+        if self._held is not None:
+            self._held.extend(outcomes)
+            return
         for outcome in outcomes:
             results, dead = self._split(outcome)
             receipt = _Receipt(outcome.span, len(results.rows) + len(dead.rows))
@@ -146,9 +156,9 @@ class Sink:
 
     def send_metrics(self) -> None:
         """Queue the metrics records that were kept: a request for each of them would cost more than its batch."""
-        rows, self._metrics_rows = self._metrics_rows, []
-        if not rows:
+        if not self._metrics_rows or self._held is not None:
             return
+        rows, self._metrics_rows = self._metrics_rows, []
         partition = self._partition_of_key(rows[0][1] or b"", self._metrics.partitions)
         lane = self._lanes.get((self._metrics.name, partition))
         if lane is not None and len(lane.parcels) >= MAX_METRICS_PARCELS:
@@ -163,6 +173,43 @@ class Sink:
             await asyncio.wait(tasks)
         if tasks := [lane.task for lane in self._lanes.values() if lane.task is not None]:
             await asyncio.wait(tasks, timeout=METRICS_GRACE_S)
+
+    async def hold(self) -> None:
+        """Keep back what comes from now on, and wait until everything before is acknowledged, metrics too."""
+        self.send_metrics()
+        self._held = self._held or []
+        while tasks := [lane.task for lane in self._lanes.values() if lane.task is not None]:
+            await asyncio.wait(tasks)
+
+    def release(self) -> None:
+        """Queue what was kept back, and no longer keep anything."""
+        held, self._held = self._held, None
+        self.write(held or [])
+
+    def forget(self, leases: Collection[Lease]) -> None:
+        """Drop what was not begun to be sent of leases that have ended: their records are read again."""
+        if self._held is not None:
+            self._held[:] = [outcome for outcome in self._held if outcome.span.lease not in leases]
+        for lane in self._lanes.values():
+            kept = [
+                parcel
+                for parcel in lane.parcels
+                if parcel.cursor or parcel.receipt is None or parcel.receipt.span.lease not in leases
+            ]
+            if len(kept) < len(lane.parcels):
+                lane.parcels.clear()
+                lane.parcels.extend(kept)
+
+    def reset(self) -> None:
+        """Forget everything that is on its way or waits: its transaction was given up."""
+        lanes, self._lanes = list(self._lanes.values()), {}
+        if self._held is not None:
+            self._held.clear()
+        current = asyncio.current_task()
+        for lane in lanes:
+            lane.parcels.clear()
+            if lane.task is not None and lane.task is not current:
+                lane.task.cancel()
 
     async def abort(self) -> None:
         """End the lanes without waiting for the broker; what is not acknowledged is not settled."""
@@ -186,8 +233,9 @@ class Sink:
         dead, failed = [], []
         for status, record, value in zip(outcome.statuses, records, values, strict=True):
             if status == Status.FAILED:
-                failure = value if isinstance(value, Failure) else decode_failure(value)
-                dead.append(self._dead_letter(record, failure, report))
+                if not isinstance(value, Failure):
+                    raise AssertionError("a failed record came without its failure")
+                dead.append(self._dead_letter(record, value, report))
                 failed.append(record)
         return _Rows(self._result_rows(kept, results, report), kept, report), _Rows(dead, failed, report)
 
@@ -247,6 +295,9 @@ class Sink:
 
     def _refused(self, lane: _Lane, error: Exception) -> None:
         """What a lane was about to write is not written; without its receipts, offsets stay where they are."""
+        if isinstance(error, TransactionAbortedError):
+            self._events.on_aborted(error)
+            return
         self._events.on_refused(lane.output)
         name, partition = lane.topic.name, lane.partition
         if not lane.receipted and isinstance(error, BrokerError):
@@ -269,7 +320,8 @@ class Sink:
             parcel = lane.parcels[0]
             # Only a batch's first record may exceed its limit: any later one is left for the next batch.
             if not covered and lane.output == "results" and self._is_too_large(lane, parcel):
-                self._refuse(lane, parcel)
+                if not self._refuse(lane, parcel):
+                    break
             elif (added := batch.extend(parcel.rows.rows, parcel.cursor)) > 0:
                 parcel.cursor += added
                 covered.append((parcel.receipt, added))
@@ -284,26 +336,37 @@ class Sink:
     def _is_too_large(lane: _Lane, parcel: _Parcel) -> bool:
         return row_bytes(parcel.rows.rows[parcel.cursor]) > lane.topic.max_message_bytes
 
-    def _refuse(self, lane: _Lane, parcel: _Parcel) -> None:
-        """A result that its topic would not take becomes a dead letter, before it is sent."""
+    def _refuse(self, lane: _Lane, parcel: _Parcel) -> bool:
+        """Do with a result that its topic would not take what its policy says, before it is sent; whether to go on."""
         index = parcel.cursor
-        parcel.cursor += 1
         size, limit = len(parcel.rows.rows[index][2] or b""), lane.topic.max_message_bytes
         message = (
             f"the result of {size} bytes does not fit topic {lane.topic.name}, whose max.message.bytes is {limit}; "
             f"raise it, or return less"
         )
-        failure = Failure("sink", "ResultTooLarge", message, retriable=False)
+        failure = Failure(Cause.TOO_LARGE, "sink", "ResultTooLarge", message)
         record, report = parcel.rows.records[index], parcel.rows.report
         if parcel.receipt is None or report is None:
             raise AssertionError("only results are refused, and they have a receipt")
-        rows = _Rows([self._dead_letter(record, failure, report)], [record], report)
-        self._enqueue("dead_letters", self._dead, rows, parcel.receipt)
+        then = self._events.on_too_large(failure, record)
+        if then == "stop":
+            self._failed = True
+            return False
+        parcel.cursor += 1
+        if then == "drop":
+            self._acknowledge(parcel.receipt, 1)
+        else:
+            rows = _Rows([self._dead_letter(record, failure, report)], [record], report)
+            self._enqueue("dead_letters", self._dead, rows, parcel.receipt)
+        return True
 
     def _settle(self, output: str, covered: list[tuple[_Receipt | None, int]]) -> None:
         self._events.on_written(output, sum([count for _, count in covered]))
         for receipt, count in covered:
             if receipt is not None:
-                receipt.pending -= count
-                if receipt.pending == 0:
-                    self._events.on_settled(receipt.span)
+                self._acknowledge(receipt, count)
+
+    def _acknowledge(self, receipt: _Receipt, count: int) -> None:
+        receipt.pending -= count
+        if receipt.pending == 0:
+            self._events.on_settled(receipt.span)

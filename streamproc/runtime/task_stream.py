@@ -9,6 +9,8 @@ Invariants:
 
 - A record that was read is, until its partition goes away, in exactly one place: the batcher, the pool, a retry that
   waits, the sequencer, or the sink; and the ledger counts it as in flight until it is settled.
+- While the circuit is open nothing is read and nothing dispatched; what was read stays where it is, and what waits for
+  a worker is handed back when its partition goes or the task drains.
 - When partitions are revoked: nothing more is taken from them, what was not dispatched goes back to Kafka, what was has
   a bounded time to finish, then offsets are committed and the leases end. Whatever comes later counts for nothing.
 """
@@ -27,13 +29,21 @@ from typing import Any, cast
 
 import orjson
 
-from streamproc.broker.interface import Connections
-from streamproc.errors import BrokerError, CommitRejectedError, InternalError, StreamprocError, TaskStoppedError
+from streamproc.broker.interface import Connections, Producer, TransactionalProducer
+from streamproc.errors import (
+    BrokerError,
+    CommitRejectedError,
+    InternalError,
+    StreamprocError,
+    TaskStoppedError,
+    TransactionAbortedError,
+)
 from streamproc.observe.metric_table import ProducerOutput
 from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
     Batch,
     BatchReport,
+    Cause,
     Failure,
     Lease,
     Outcome,
@@ -44,7 +54,9 @@ from streamproc.records import (
     value_sizes,
 )
 from streamproc.runtime.batcher import Batcher
+from streamproc.runtime.circuit import Circuit
 from streamproc.runtime.codec import decode_failure
+from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from streamproc.runtime.envelopes import batch_record
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.ledger import Ledger
@@ -52,7 +64,7 @@ from streamproc.runtime.pool import Reply
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
 from streamproc.runtime.source import Room, Source
-from streamproc.settings import Settings
+from streamproc.settings import Settings, Then
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
 """What a topic takes where the broker does not say: Kafka's own default, less its overhead."""
@@ -89,7 +101,7 @@ class LetterLog:
 
     def add(self, failure: Failure, record: Record) -> None:
         """Another one."""
-        self._reasons[f"{failure.stage} {failure.kind}"] += 1
+        self._reasons[f"{failure.cause}: {failure.stage} {failure.kind}"] += 1
         self._last = (failure, record)
 
     def log(self, now: float) -> None:
@@ -135,8 +147,7 @@ class TaskStream:
         self.group = settings.group_of(name)
         self.topics = settings.topics_of(name)
         self._settings = settings.tasks[name]
-        self._drain_s = settings.rebalance_drain_s
-        self._backend_version = settings.backend.version
+        self._application = settings
         self._metrics = metrics
         self._clock = clock
         self._wall_clock = wall_clock
@@ -147,20 +158,25 @@ class TaskStream:
         self.consumer = connections.consumer(
             group_id=self.group, client_id=client_id, auto_offset_reset=self._settings.input.auto_offset_reset
         )
-        self._producer = connections.producer(client_id=client_id, compression=self._settings.output.compression)
+        self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
         self.batcher = Batcher(name, self._settings.batch, next_id)
         self.ledger = Ledger()
+        self._policies = {cause: self._settings.on_error.policy(cause) for cause in Cause}
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
-        self._sequencer = make_sequencer(self._settings.ordering)
+        self.circuit = Circuit(self._settings.on_error.circuit)
+        # A transaction holds an unbroken run of every partition, since it commits one offset for it.
+        self._sequencer = make_sequencer("partition" if self._transactions else self._settings.ordering)
         limits = self._settings.limits
         self.source = Source(
             self.consumer,
             Room(limits.max_in_flight_records, limits.max_in_flight_bytes),
-            lambda: (self.ledger.in_flight_records, self.ledger.in_flight_bytes),
-            self._on_records,
-            self._on_pause,
+            lambda: (self.ledger.outstanding_records, self.ledger.in_flight_bytes),
+            self.ledger.loads,
+            on_records=self._on_records,
+            on_pause=self._on_pause,
         )
         self._sink: Sink | None = None
+        self._delivery: Delivery = AtLeastOnce(self.consumer)
         self.again: list[Batch] = []
         """Batches to be executed once more, which go before new ones."""
         self._retries: dict[int, tuple[asyncio.TimerHandle, Batch]] = {}
@@ -183,8 +199,23 @@ class TaskStream:
         """Ends when it is time to say that joining takes long."""
         self.ends: dict[TopicPartition, int] = {}
         """Log ends asked for while reading pauses, when no fetch brings them."""
-        self.last: Reply | None = None
+        self.last: tuple[BatchReport, float] | None = None
+        """The batch that was executed last, and its time in the worker, in milliseconds."""
         self._late = 0
+
+    def _make_producer(
+        self, client_id: str, instance: str | None, rng: random.Random
+    ) -> tuple[TransactionalProducer | None, Producer]:
+        """The producer, twice where it is one of transactions."""
+        compression = self._settings.output.compression
+        if self._settings.delivery == "at_least_once":
+            return None, self._connections.producer(client_id=client_id, compression=compression)
+        # A name of its own for every start will do, since fencing goes by the generation of the group.
+        transactional_id = f"{self.group}.{instance or f'{rng.getrandbits(64):016x}'}"
+        producer = self._connections.transactional_producer(
+            client_id=client_id, compression=compression, transactional_id=transactional_id
+        )
+        return producer, producer
 
     # -- start and stop
 
@@ -203,9 +234,27 @@ class TaskStream:
             known=known,
             input_partitions={topic: await self._producer.partition_count(topic) for topic in self.topics.inputs},
             partition_of_key=self._connections.partition_of_key,
-            events=SinkEvents(self._on_settled, self._on_written, self._on_dead, self._on_refused, self._on_fatal),
+            events=SinkEvents(
+                self._on_settled,
+                self._on_written,
+                self._on_dead,
+                self._on_too_large,
+                self._on_refused,
+                self._on_transaction_lost,
+                self._on_fatal,
+            ),
             full_envelope=self._settings.output.envelope == "full",
         )
+        if self._transactions is not None:
+            self._delivery = ExactlyOnce(
+                self.consumer,
+                self._transactions,
+                self._sink,
+                self,
+                guard=self._guard,
+                session_timeout_s=self._application.kafka.session_timeout_ms / 1_000,
+                on_aborted=self._on_aborted,
+            )
 
     def dispatched(self, batch: Batch, now: float) -> None:
         """Count a batch that goes to a worker; one that comes back unexecuted and goes again is the same batch."""
@@ -233,7 +282,7 @@ class TaskStream:
         self.source.stop()
         self._letting_go.update(self.ledger.leases())
         self._give_back(self.batcher.discard())
-        self._hand_back_retries()
+        self._hand_back_waiting()
         await self._until_settled(self.ledger.assigned())
         if self._sink is not None:
             await self._sink.flush()
@@ -263,6 +312,7 @@ class TaskStream:
             for task in self._background:
                 task.cancel()
             await asyncio.gather(*self._background, return_exceptions=True)
+            await self._delivery.close()
             await asyncio.gather(self.consumer.stop(), self._producer.stop())
 
     async def _guard(self, work: Any) -> None:
@@ -296,6 +346,15 @@ class TaskStream:
             self._metrics.pauses.inc()
 
     @property
+    def crowded(self) -> bool:
+        """Whether so many bytes of results wait to be written that no window is to be dispatched.
+
+        What the results wait for does not wait for them: the broker's answer, or an earlier record of their partition,
+        which left the batcher before them, and runs, or runs again, whatever waits.
+        """
+        return self.ledger.output_bytes > self._settings.limits.max_in_flight_bytes
+
+    @property
     def backlog(self) -> bool:
         """Whether Kafka is known to hold more records than were read."""
         for partition in self.ledger.assigned():
@@ -309,7 +368,6 @@ class TaskStream:
     def replied(self, reply: Reply) -> None:
         """A batch was executed."""
         batch = reply.batch
-        self.last = reply
         self.progress += 1
         metrics = self._metrics
         metrics.batches_ok.inc()
@@ -321,35 +379,36 @@ class TaskStream:
         report = BatchReport(
             batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
         )
+        self.last = (report, reply.wall_ms)
         results = reply.statuses.count(Status.RESULT)
         self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
         start = 0
-        for span in batch.spans:
+        for span, size_bytes in zip(batch.spans, reply.sizes, strict=True):
             stop = start + len(span.records)
+            self.ledger.produced(span, size_bytes)
             self._complete(Outcome(span, reply.statuses[start:stop], reply.values[start:stop], report))
             start = stop
+        batch.release()
 
     def failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
         """A batch was not executed to its end; ``executed`` says whether it was begun."""
         if not executed:
-            self.again.append(batch)
-            self._on_work()
+            self._queue_again(batch)
             return
         self.progress += 1
         self._metrics.batches_failed.inc()
         log.warning(
-            "task %s: batch %d (%s) failed, execution %d: %s",
-            *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.message),
+            "task %s: batch %d (%s) failed, execution %d, %s: %s",
+            *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.cause, failure.message),
         )
         decision = self._isolation.decide(batch, failure)
         if isinstance(decision, Retry) and all(span.lease in self._letting_go for span in batch.spans):
-            self._hand_back(batch)
+            self._hand_back(batch.spans)
         elif isinstance(decision, Retry):
             handle = asyncio.get_running_loop().call_later(decision.delay_s, self._retry, decision.batch.id)
             self._retries[decision.batch.id] = (handle, decision.batch)
         elif isinstance(decision, Split):
-            self.again.extend(decision.halves)
-            self._on_work()
+            self._queue_again(*decision.parts)
         else:
             self._give_up(batch, failure, worker)
 
@@ -367,7 +426,11 @@ class TaskStream:
 
     def _retry(self, batch_id: int) -> None:
         _, batch = self._retries.pop(batch_id)
-        self.again.append(batch)
+        self._queue_again(batch)
+
+    def _queue_again(self, *batches: Batch) -> None:
+        self.again.extend(batches)
+        self._hand_back_held()
         self._on_work()
 
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
@@ -377,6 +440,7 @@ class TaskStream:
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
+        batch.release()
 
     def _report(self, report: BatchReport, metrics: dict[str, Any], results: int, failed: int, wall_ms: float) -> None:
         if not all(self.ledger.is_live(span.lease) for span in report.batch.spans):
@@ -390,7 +454,7 @@ class TaskStream:
                 failed=failed,
                 wall_ms=wall_ms,
                 ended_at_ms=int(self._wall_clock() * 1_000),
-                version=self._backend_version,
+                version=self._application.backend.version,
             ),
         )
 
@@ -404,37 +468,59 @@ class TaskStream:
             )
             return
         if any(outcome.statuses):
-            policy = self._settings.on_error.then
-            if policy == "stop":
-                self._stop_for(outcome)
+            judged = self._judge(outcome)
+            if judged is None:
                 return
-            if policy == "drop":
-                outcome = self._drop(outcome)
+            outcome = judged
+        if self.circuit.take(outcome, self._clock()):
+            self._on_open()
         self._open_sink.write(self._sequencer.complete(outcome))
 
-    def _drop(self, outcome: Outcome) -> Outcome:
-        for status, value in zip(outcome.statuses, outcome.values, strict=True):
+    def _judge(self, outcome: Outcome) -> Outcome | None:
+        """The outcome with what the policy says of each failed record, by its cause; None where it says stop."""
+        statuses, values = bytearray(outcome.statuses), list(outcome.values)
+        failures: list[tuple[int, Failure]] = []
+        for index, (status, value) in enumerate(zip(statuses, values, strict=True)):
             if status == Status.FAILED:
                 failure = value if isinstance(value, Failure) else decode_failure(value)
-                self._metrics.dropped(failure.stage, failure.kind).inc()
-                self.counts.dropped += 1
-        statuses = outcome.statuses.replace(bytes([Status.FAILED]), bytes([Status.DROPPED]))
-        return Outcome(outcome.span, statuses, outcome.values, outcome.report)
+                if self._policies[failure.cause].then == "stop":
+                    self._stop_for(failure, outcome.span.records[index])
+                    return None
+                failures.append((index, failure))
+        for index, failure in failures:
+            values[index] = failure
+            if self._policies[failure.cause].then == "drop":
+                statuses[index] = Status.DROPPED
+                self._on_dropped(failure)
+        return Outcome(outcome.span, bytes(statuses), values, outcome.report)
 
-    def _stop_for(self, outcome: Outcome) -> None:
-        index = next(i for i, status in enumerate(outcome.statuses) if status == Status.FAILED)
-        value = outcome.values[index]
-        failure = value if isinstance(value, Failure) else decode_failure(value)
-        (topic, partition), offset = outcome.span.lease.partition, outcome.span.records[index].offset
+    def _on_dropped(self, failure: Failure) -> None:
+        self._metrics.dropped(failure).inc()
+        self.counts.dropped += 1
+
+    def _on_too_large(self, failure: Failure, record: Record) -> Then:
+        then = self._policies[failure.cause].then
+        if then == "stop":
+            self._stop_for(failure, record)
+        elif then == "drop":
+            self._on_dropped(failure)
+        # To the circuit it was a result so far.
+        if self.circuit.turned_bad(failure, self._clock()):
+            self._on_open()
+        return then
+
+    def _stop_for(self, failure: Failure, record: Record) -> None:
+        on_error = self._settings.on_error
+        setting = "then" if on_error.then == "stop" else f"causes.{failure.cause}.then"
         self._on_fatal(
             TaskStoppedError(
-                f"task {self.name} stops, as tasks.{self.name}.on_error.then says, at topic {topic}, partition "
-                f"{partition}, offset {offset}: {failure.stage} failed with {failure.kind}: {failure.message}; mend "
-                f"the record or the backend and start again, it is not committed",
+                f"task {self.name} stops, as tasks.{self.name}.on_error.{setting} says, at topic {record.topic}, "
+                f"partition {record.partition}, offset {record.offset}: {failure.stage} failed with {failure.kind}: "
+                f"{failure.message}; mend the record or the backend and start again, it is not committed",
                 task=self.name,
-                topic=topic,
-                partition=partition,
-                offset=offset,
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
             )
         )
 
@@ -447,9 +533,12 @@ class TaskStream:
         return self._sink
 
     def _on_settled(self, span: Span) -> None:
+        crowded = self.crowded
         if self.ledger.settle(span):
             self._settled.set()
             self.source.relieved()
+            if crowded and not self.crowded:
+                self._on_work()
 
     def _on_written(self, output: str, count: int) -> None:
         self._metrics.producer_batches[cast("ProducerOutput", output)].inc()
@@ -459,31 +548,76 @@ class TaskStream:
 
     def _on_dead(self, failure: Failure, record: Record) -> None:
         self._letters.add(failure, record)
-        self._metrics.dead(failure.stage, failure.kind).inc()
+        self._metrics.dead(failure).inc()
         self.counts.dead += 1
 
     def _on_refused(self, output: str) -> None:
         self._metrics.producer_errors[cast("ProducerOutput", output)].inc()
 
+    # -- the circuit
+
+    def open_circuit(self) -> None:
+        """Pause the task until ``close_circuit``."""
+        was_open = self.circuit.is_open
+        self.circuit.open_by_hand(self._clock())
+        if not was_open:
+            self._on_open()
+
+    def close_circuit(self, how: str = "by command") -> None:
+        """Go on where the circuit is open; ``how`` it came to that is for the log."""
+        circuit = self.circuit
+        if circuit.opened_at is None:
+            return
+        log.warning(
+            "task %s: the circuit closes %s after %.0f s (opening %d so far): reading goes on, and so do %s in flight; "
+            "it was open because: %s",
+            *(self.name, how, self._clock() - circuit.opened_at, circuit.openings),
+            *(count_of(self.in_flight(), "record"), circuit.reason),
+        )
+        circuit.close()
+        self._metrics.circuit_open.set(0)
+        self.source.release()
+        self._on_work()
+
+    def watch_circuit(self) -> None:
+        """Close the circuit once its time is over."""
+        if self.circuit.due(self._clock()):
+            self.close_circuit("by itself")
+
+    def _on_open(self) -> None:
+        closes_at, now = self.circuit.closes_at, self._clock()
+        log.error(
+            "task %s: the circuit is open: %s; nothing more is read or executed, and %s in flight are kept; it closes "
+            "%swith `streamproc circuit close %s`; dead letters are in topic %s",
+            *(self.name, self.circuit.reason, count_of(self.in_flight(), "record")),
+            "" if closes_at is None else f"by itself in {closes_at - now:.0f} s, or ",
+            *(self.name, self.topics.dead),
+        )
+        self._metrics.circuit_open.set(1)
+        self._metrics.circuit_openings.inc()
+        self.source.hold()
+        self._hand_back_held()
+
     # -- offsets and rebalances
 
     async def _commit_regularly(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.commit_interval_ms / 1_000)
+            await asyncio.sleep(self._settings.commit_interval_s)
             self._open_sink.send_metrics()
             self._letters.log(self._clock())
             try:
                 await self._commit()
+            except TransactionAbortedError:
+                continue  # the recovery says so
             except BrokerError as error:
-                log.warning("task %s: %s; trying again in %d ms", self.name, error, self._settings.commit_interval_ms)
+                if self._transactions is not None:
+                    raise
+                log.warning("task %s: %s; trying again in %g s", self.name, error, self._settings.commit_interval_s)
 
-    async def _commit(self, partitions: Iterable[TopicPartition] | None = None) -> None:
+    async def _commit(self) -> None:
         async with self._commit_lock:
-            offsets = self.ledger.committable(partitions)
-            if not offsets:
-                return
             try:
-                await self.consumer.commit(offsets)
+                offsets = dict(await self._delivery.commit(self.ledger.committable))
             except CommitRejectedError as error:
                 self._metrics.commit_failures.inc()
                 log.info("task %s: %s", self.name, error)
@@ -491,13 +625,15 @@ class TaskStream:
                 self._metrics.commit_failures.inc()
                 raise
             else:
-                self._metrics.commits.inc()
-                self.commits += 1
-                self.progress += 1
-                self.ledger.committed(offsets)
+                if offsets:
+                    self._metrics.commits.inc()
+                    self.commits += 1
+                    self.progress += 1
+                    self.ledger.committed(offsets)
 
     async def _on_assigned(self, partitions: set[TopicPartition]) -> None:
         self._metrics.rebalances.inc()
+        self._delivery.reassigned()
         self.ledger.open(sorted(partitions))
         self.source.assigned(partitions)
         self.assigned.set()
@@ -542,7 +678,7 @@ class TaskStream:
         leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
         self._give_back(self.batcher.discard(leases))
         self._letting_go |= leases
-        self._hand_back_retries()
+        self._hand_back_waiting()
         if not self.consumer.is_member():
             log.warning(
                 "task %s: group %s went on without this replica; %s in flight are left to the new owners of %s",
@@ -550,7 +686,7 @@ class TaskStream:
                 count_of(len(partitions), "partition"),
             )
         try:
-            async with asyncio.timeout(self._drain_s):
+            async with asyncio.timeout(self._application.rebalance_drain_s):
                 # What the group has given to others is theirs to finish: each result from here would be one too many.
                 if self.consumer.is_member():
                     await self._until_settled(partitions)
@@ -558,35 +694,79 @@ class TaskStream:
             log.warning(
                 "task %s: %d records of %d revoked partitions did not finish within rebalance_drain_s (%g s); their "
                 "new owner processes them again",
-                *(self.name, self.ledger.in_flight(partitions), len(partitions), self._drain_s),
+                *(self.name, self.ledger.in_flight(partitions), len(partitions), self._application.rebalance_drain_s),
             )
-        with contextlib.suppress(BrokerError):
-            await self._commit(partitions)
-        self.ledger.close(partitions)
-        self._letting_go -= leases
-        self._gaps -= partitions
-        self._settled.set()
-        self._sequencer.forget(leases)
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(LAST_COMMIT_S):
+                await self._commit()
+        self._delivery.reassigned()
+        self._end_leases(partitions)
         for partition in partitions:
             self._metrics.forget(partition)
         self.assigned.clear()
+
+    def _end_leases(self, partitions: Iterable[TopicPartition]) -> None:
+        """Whatever still comes for these counts for nothing."""
+        leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
+        self.batcher.discard(leases)
+        self.ledger.close(lease.partition for lease in leases)
+        self._letting_go -= leases
+        self._gaps -= {lease.partition for lease in leases}
+        self._sequencer.forget(leases)
+        self._open_sink.forget(leases)
+        self._settled.set()
+
+    # -- transactions that were given up: delivery.Assignment
+
+    def abandon(self) -> dict[TopicPartition, int]:
+        """End the leases of the partitions that were read from; the offset at which each was begun."""
+        begun = {it.partition: it.first_offset for it in self.ledger.partitions() if it.first_offset is not None}
+        self._end_leases(begun)
+        return begun
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """Begin new leases of partitions that are read again from their committed offsets."""
+        leases = self.ledger.open(partitions)
+        log.info("task %s: reading %s again", self.name, count_of(len(leases), "partition"))
+
+    def _on_transaction_lost(self, error: BaseException) -> None:
+        self._delivery.aborted(error)
+
+    def _on_aborted(self, reason: str) -> None:
+        self._metrics.transactions_aborted.inc()
+        log.warning("task %s: %s", self.name, reason)
 
     def _give_back(self, spans: Sequence[Span]) -> None:
         for span in spans:
             self.ledger.discard(span)
         self._settled.set()
 
-    def _hand_back_retries(self) -> None:
-        """Leave the retries that wait out their pause, of leases that end, to whoever reads the records next."""
+    def _hand_back_waiting(self) -> None:
+        """Leave what waits for its next execution, of leases that end, to whoever reads the records next.
+
+        That is the retries that wait out their pause, and all that an open circuit keeps from the workers.
+        """
         for number, (handle, batch) in list(self._retries.items()):
             if all(span.lease in self._letting_go for span in batch.spans):
                 handle.cancel()
                 del self._retries[number]
-                self._hand_back(batch)
+                self._hand_back(batch.spans)
+        self._hand_back_held()
 
-    def _hand_back(self, batch: Batch) -> None:
-        self._gaps |= {span.lease.partition for span in batch.spans}
-        self._give_back(batch.spans)
+    def _hand_back_held(self) -> None:
+        if not self.circuit.is_open or not self._letting_go:
+            return
+        waiting, self.again = self.again, []
+        for batch in waiting:
+            self._hand_back([span for span in batch.spans if span.lease in self._letting_go])
+            staying = [span for span in batch.spans if span.lease not in self._letting_go]
+            if staying:
+                batch.restrict(staying)
+                self.again.append(batch)
+
+    def _hand_back(self, spans: Sequence[Span]) -> None:
+        self._gaps |= {span.lease.partition for span in spans}
+        self._give_back(spans)
 
     async def _until_settled(self, partitions: Iterable[TopicPartition]) -> None:
         partitions = list(partitions)

@@ -91,6 +91,10 @@ class Segment:
         """A private copy of the first ``size`` bytes."""
         return self._mapped(size, grow=False)[:size]
 
+    def view(self, size: int) -> memoryview:
+        """The first ``size`` bytes themselves: for a moment, since a segment that is looked at cannot grow or close."""
+        return memoryview(self._mapped(size, grow=False))[:size]
+
     def close(self) -> None:
         """Unmap and close; the memory is released when the other side does the same or ends."""
         if self._map is not None:
@@ -158,12 +162,24 @@ def reply_parts(statuses: bytes, values: Sequence[bytes]) -> tuple[list[bytes | 
     return [statuses, lengths.tobytes(), *values], 5 * len(values) + sum(lengths)
 
 
-def decode_reply(body: memoryview | bytes, count: int) -> tuple[bytes, list[memoryview]]:
-    """The statuses and values of a reply body of ``count`` records; values are slices of the body."""
+def decode_reply(body: memoryview | bytes, counts: Sequence[int]) -> tuple[bytes, list[memoryview], list[int]]:
+    """The statuses and values of a reply body, and the bytes of each span's values; ``counts`` are the spans' records.
+
+    The values of a span are slices of a copy of their own: what waits keeps nothing else of the batch in memory.
+    """
     view = memoryview(body)
-    ends = list(accumulate(array("I", view[count : 5 * count].tobytes()), initial=0))
-    payload = view[5 * count :]
-    return bytes(view[:count]), [payload[start:stop] for start, stop in pairwise(ends)]
+    total = sum(counts)
+    lengths = array("I", view[total : 5 * total].tobytes())
+    values: list[memoryview] = []
+    sizes: list[int] = []
+    first, position = 0, 5 * total
+    for count in counts:
+        ends = list(accumulate(lengths[first : first + count], initial=0))
+        own = memoryview(bytes(view[position : position + ends[-1]]))
+        values.extend([own[start:stop] for start, stop in pairwise(ends)])
+        sizes.append(ends[-1])
+        first, position = first + count, position + ends[-1]
+    return bytes(view[:total]), values, sizes
 
 
 class FrameReceiver(asyncio.BufferedProtocol):

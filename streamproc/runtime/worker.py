@@ -6,14 +6,17 @@ socket, says STOP, or dies.
 
 Order: batches are answered in the order in which they came. Nothing is retried here. A record that cannot be decoded,
 does not match its schema, gets a ``RecordError`` from the backend or cannot be encoded fails by itself; an exception of
-the backend or a wrong number of outputs fails the batch, and the parent finds the culprit.
+the backend or a wrong number of outputs fails the batch, and the parent finds the culprit. Out of memory is such an
+exception; where the kernel ends a process for it, this one goes before the parent, which Kafka's clients live in.
 
 Invariant: a backend that is not ``ready()`` gets no batch that was sent after it said so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import logging
 import os
 import re
@@ -24,7 +27,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -33,10 +37,16 @@ from pydantic import ValidationError
 
 from streamproc.backend.record_error import RecordError
 from streamproc.backend.tasks import resolve_task
-from streamproc.errors import BackendError, InferenceBackendLoadError, PreprocessorInitError, StreamprocError
+from streamproc.errors import (
+    BackendError,
+    InferenceBackendLoadError,
+    InferenceBackendRuntimeError,
+    PreprocessorInitError,
+    StreamprocError,
+)
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
-from streamproc.records import Failure, Status
+from streamproc.records import Cause, Failure, Status
 from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_failure, shorten
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
@@ -55,8 +65,13 @@ from streamproc.settings import LoggingSettings
 READY_POLL_S = 0.25
 READY_CHECK_S = 5.0
 MAX_TRACEBACKS = 20
+TRACEBACK_LINES = 10
+TRACEBACK_BYTES = 2_048
+MAX_CHAIN = 10
+OOM_SCORE_ABOVE_PARENT = 500
 _STEP = re.compile(r"^(preprocess|transform_inputs|execute|transform_outputs)\(\)")
 _PR_SET_PDEATHSIG = 1
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 log = logging.getLogger("streamproc.worker")
 
@@ -142,7 +157,7 @@ class TaskRunner:
             raise BatchFailedError(_describe(error, self._base_dir)) from error
         if len(outputs) != len(records):
             message = f"the backend answered {len(outputs)} outputs for {len(records)} records; return one per record"
-            raise BatchFailedError(Failure("output", "WrongOutputCount", message, retriable=False))
+            raise BatchFailedError(Failure(Cause.OUTPUT, "output", "WrongOutputCount", message))
         return outputs, metrics
 
     def _encode(
@@ -176,40 +191,67 @@ class TaskRunner:
 def _encode_output(output: Any) -> bytes | Failure:
     if type(output) is not dict:
         if isinstance(output, RecordError):
-            return Failure("execute", "RecordError", shorten(str(output.reason)), retriable=False)
+            return Failure(Cause.REJECTED, "execute", "RecordError", shorten(str(output.reason)))
         if not isinstance(output, dict):
             kind = type(output).__name__
             message = f"the backend's output for this record is of type {kind}; return a dict or a RecordError"
-            return Failure("output", "NotAnObject", message, retriable=False)
+            return Failure(Cause.OUTPUT, "output", "NotAnObject", message)
     try:
         encoded = encode(output)
     except (TypeError, ValueError, RecursionError) as error:
-        return Failure(
-            "encode", type(error).__name__, shorten(f"the output has no JSON form: {error}"), retriable=False
-        )
+        message = shorten(f"the output has no JSON form: {error}")
+        return Failure(Cause.OUTPUT, "encode", type(error).__name__, message)
     if len(encoded) > MAX_REPLY_VALUE_BYTES // 2:
-        return Failure("encode", "OutputTooLarge", f"the output is {len(encoded)} bytes as JSON", retriable=False)
+        return Failure(Cause.OUTPUT, "encode", "OutputTooLarge", f"the output is {len(encoded)} bytes as JSON")
     return encoded
 
 
 def _describe(error: BaseException, base_dir: str) -> Failure:
     """The step, the type and the sentence of an exception from the backend, with the line of the user's that raised."""
-    cause = error.__cause__
+    raised = error.__cause__ or error
     step = _STEP.match(str(error))
     name = step.group(1) if step else "execute"
-    if cause is None:
-        return Failure(name, type(error).__name__, shorten(str(error) or repr(error)))
-    text = f"{name}() raised {type(cause).__name__}: {cause}{_place(cause, base_dir)}"
-    return Failure(name, type(cause).__name__, shorten(text))
+    if raised is error and step is None and type(error).__name__ == InferenceBackendRuntimeError.__name__:
+        # No step raised: the outputs are no list. By its name, since packflow's base class has a type of its own.
+        return Failure(Cause.OUTPUT, "output", "NotAList", shorten(str(error)))
+    places = _own_frames(raised, base_dir)
+    if raised is error:
+        text = str(error) or repr(error)
+    else:
+        place = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
+        text = f"{name}() raised {type(raised).__name__}: {raised}{place}"
+    cause = Cause.OOM if _is_out_of_memory(raised) else Cause.EXCEPTION
+    return Failure(cause, name, type(raised).__name__, shorten(text), _last_lines(raised, places))
 
 
-def _place(error: BaseException, base_dir: str) -> str:
-    """Where the innermost frame in the user's own code is, or the innermost of all where none is."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename.startswith(base_dir + os.sep)] or frames
-    if not own:
-        return ""
-    return f" at {os.path.relpath(own[-1].filename, base_dir)}:{own[-1].lineno}"
+def _own_frames(error: BaseException, base_dir: str) -> list[tuple[str, int, str, str]]:
+    """File, line, function and text of the frames in the user's own code; or else in others'; or else in ours."""
+    every = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in every if not frame.filename.startswith(_PACKAGE)]
+    own = [frame for frame in theirs if frame.filename.startswith(base_dir + os.sep)] or theirs or every
+    return [
+        (os.path.relpath(frame.filename, base_dir), frame.lineno or 0, frame.name, frame.line or "") for frame in own
+    ]
+
+
+def _last_lines(error: BaseException, places: list[tuple[str, int, str, str]]) -> str:
+    """The end of a traceback, for the dead letters."""
+    text = "".join((*traceback.format_list(places), *traceback.format_exception_only(error)))
+    lines = text.encode("utf-8", "replace").splitlines()[-TRACEBACK_LINES:]
+    return b"\n".join(lines)[-TRACEBACK_BYTES:].decode("utf-8", "ignore")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, this process's or a device's; torch has a type for it, or only a sentence."""
+    link: BaseException | None = error
+    for _ in range(MAX_CHAIN):
+        if link is None:
+            return False
+        kind = type(link).__name__
+        if isinstance(link, MemoryError) or kind == "OutOfMemoryError" or "CUDA out of memory" in str(link):
+            return True
+        link = link.__cause__
+    return False
 
 
 class Worker:
@@ -295,10 +337,13 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a fault of ours must not cost the worker
             failure = error.failure if isinstance(error, BatchFailedError) else _describe(error, "")
             self._log_once(head["task"], failure, error)
-            fields = {"stage": failure.stage, "kind": failure.kind, "message": failure.message}
-            write_frame(self._connection, Kind.FAILED, {"id": head["id"], **fields, "retriable": failure.retriable})
+            write_frame(self._connection, Kind.FAILED, {"id": head["id"], "failure": asdict(failure)})
+            out_of_memory = failure.cause is Cause.OOM
         else:
             self._reply(head["id"], started, reply)
+            out_of_memory = False
+        if out_of_memory:
+            gc.collect()  # what the traceback held of the batch, before the next one needs its place
         if self._has_ready and time.monotonic() - self._ready_checked > READY_CHECK_S:
             self._report_readiness({})
 
@@ -355,6 +400,13 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _go_before_the_parent() -> None:
+    """Have Linux take this process first when memory runs out; whoever takes the parent stops the whole replica."""
+    score = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError):
+        score.write_text(str(min(int(score.read_text()) + OOM_SCORE_ABOVE_PARENT, 1_000)))
+
+
 def _leave_it_to_the_parent(number: int, frame: object) -> None:
     """Not SIG_IGN, which processes that the backend starts would inherit."""
 
@@ -377,6 +429,7 @@ def _let_children_be_terminated() -> None:
 def main() -> None:
     """The entry of a worker process: the descriptors of its socket and of its segments are its arguments."""
     _die_with_parent()
+    _go_before_the_parent()
     # Ctrl-C reaches the whole terminal group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A service manager may send SIGTERM to every process of the service; the parent drains, and ends the workers.

@@ -26,8 +26,15 @@ from streamproc.broker.interface import (
     OffsetReset,
     Producer,
     Row,
+    TransactionalProducer,
 )
-from streamproc.errors import BrokerError, CommitRejectedError, RecordTooLargeError, TopicMissingError
+from streamproc.errors import (
+    BrokerError,
+    CommitRejectedError,
+    RecordTooLargeError,
+    TopicMissingError,
+    TransactionAbortedError,
+)
 from streamproc.records import Record, TopicPartition
 from streamproc.settings import KafkaSettings
 from streamproc.testing import MemoryBroker
@@ -66,10 +73,12 @@ WORLDS = {"memory": memory_world, "embedded": embedded_world, "kafka": kafka_wor
 IMPLEMENTATIONS = {
     "KafkaConsumer",
     "KafkaProducer",
+    "KafkaTransactionalProducer",
     "KafkaAdmin",
     "KafkaConnections",
     "MemoryConsumer",
     "MemoryProducer",
+    "MemoryTransactionalProducer",
     "MemoryAdmin",
     "MemoryBroker",
 }
@@ -83,6 +92,12 @@ IMPLEMENTATIONS = {
     ]
 )
 def world(request: pytest.FixtureRequest) -> World:
+    return WORLDS[request.param](request)
+
+
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
+def transactional_world(request: pytest.FixtureRequest) -> World:
+    """The brokers that have transactions: all but the embedded one."""
     return WORLDS[request.param](request)
 
 
@@ -152,6 +167,22 @@ async def producer(world: World, compression: Compression = "none") -> AsyncIter
         yield it
     finally:
         await it.stop()
+
+
+@contextlib.asynccontextmanager
+async def transactions(world: World, transactional_id: str) -> AsyncIterator[TransactionalProducer]:
+    it = world.connections.transactional_producer(
+        client_id="producer", compression="none", transactional_id=transactional_id
+    )
+    await it.start()
+    try:
+        yield it
+    finally:
+        await it.stop()
+
+
+async def add(producer: Producer, topic: str, *values: bytes, partition: int = 0) -> None:
+    await (await producer.send_batch(fill(producer.create_batch(), values), topic, partition))
 
 
 async def make(world: World, topic: str, partitions: int = 1, **configs: str) -> str:
@@ -761,3 +792,159 @@ def test_a_key_has_the_partition_that_kafka_gives_it(world: World) -> None:
 
 def test_the_cluster_can_be_probed(world: World, run: Run) -> None:
     run(world.connections.probe())
+
+
+def test_a_transaction_is_visible_with_its_commit_and_its_offsets_too(
+    transactional_world: World, topic_name: TopicName, run: Run
+) -> None:
+    world = transactional_world
+
+    async def main() -> None:
+        source, results = await make(world, topic_name(), 2), await make(world, topic_name(), 2)
+        zero, one = TopicPartition(source, 0), TopicPartition(source, 1)
+        await write(world, source, 0, [b"a", b"b"])
+        async with (
+            member(world, source, group=source) as a,
+            member(world, results, group=results) as reader,
+            transactions(world, source) as it,
+        ):
+            await a.read(2)
+            assert not it.in_transaction
+            for turn in (1, 2, 3):
+                await add(it, results, b"r%d" % turn)
+                await add(it, results, b"s%d" % turn, partition=1)
+                assert it.in_transaction
+                assert await reader.consumer.getmany(timeout_ms=100, max_records=10) == {}
+                assert await a.consumer.committed(zero) == (None if turn == 1 else turn - 1)
+                await it.commit_transaction({zero: turn, one: 0}, a.consumer.membership())
+                assert not it.in_transaction
+                assert sorted(values_of(await reader.read(2))) == [b"r%d" % turn, b"s%d" % turn]
+            async with world.admin() as admin:
+                assert await admin.committed(source, [zero, one]) == {zero: 3, one: 0}
+
+    run(main(), timeout_s=60)
+
+
+def test_an_aborted_transaction_is_never_read_and_the_next_one_is(
+    transactional_world: World, topic_name: TopicName, run: Run
+) -> None:
+    world = transactional_world
+
+    async def main() -> None:
+        source, results = await make(world, topic_name()), await make(world, topic_name())
+        await write(world, source, 0, [b"a"])
+        async with (
+            member(world, source, group=source) as a,
+            member(world, results, group=results) as reader,
+            transactions(world, source) as it,
+        ):
+            await a.read(1)
+            await add(it, results, b"lost")
+            aborting = it.abort()
+            assert not it.in_transaction
+            with pytest.raises(TransactionAbortedError):
+                await it.send_batch(fill(it.create_batch(), [b"late"]), results, 0)
+            await aborting
+            await add(it, results, b"kept")
+            await it.commit_transaction({TopicPartition(source, 0): 1}, a.consumer.membership())
+            assert values_of(await reader.read(1)) == [b"kept"]
+            await write(world, results, 0, [b"end"])
+            assert values_of(await reader.read(1)) == [b"end"]
+
+    run(main(), timeout_s=60)
+
+
+def test_a_member_of_an_old_generation_commits_no_transaction(
+    transactional_world: World, topic_name: TopicName, run: Run, eventually: Eventually
+) -> None:
+    world = transactional_world
+
+    async def main() -> None:
+        source, results = await make(world, topic_name(), 2), await make(world, topic_name())
+        async with (
+            member(world, source, group=source, name="a") as a,
+            member(world, results, group=results) as reader,
+            transactions(world, source) as it,
+        ):
+            before = a.consumer.membership()
+            polling = asyncio.create_task(poll(a))
+            async with member(world, source, group=source, name="b") as b:
+                await eventually(lambda: len(a.owned) == 1 and len(b.owned) == 1, DEADLINE_S, "an even share")
+                await add(it, results, b"zombie's")
+                with pytest.raises(CommitRejectedError):
+                    await it.commit_transaction({TopicPartition(source, 0): 1}, before)
+                assert not it.in_transaction
+                await it.abort()
+                await add(it, results, b"member's")
+                await it.commit_transaction({TopicPartition(source, 0): 1}, a.consumer.membership())
+                assert values_of(await reader.read(1)) == [b"member's"]
+            polling.cancel()
+            await asyncio.wait({polling})
+
+    run(main(), timeout_s=90)
+
+
+def test_of_two_producers_with_one_id_the_later_one_fences_the_earlier(
+    transactional_world: World, topic_name: TopicName, run: Run
+) -> None:
+    world = transactional_world
+
+    async def main() -> None:
+        source, results = await make(world, topic_name()), await make(world, topic_name())
+        async with (
+            member(world, source, group=source) as a,
+            member(world, results, group=results) as reader,
+            transactions(world, source) as earlier,
+        ):
+            await add(earlier, results, b"earlier")
+            async with transactions(world, source) as later:
+                with pytest.raises(TransactionAbortedError):
+                    await earlier.commit_transaction({TopicPartition(source, 0): 5}, a.consumer.membership())
+                await add(later, results, b"later")
+                await later.commit_transaction({}, a.consumer.membership())
+            assert values_of(await reader.read(1)) == [b"later"]
+            assert await a.consumer.committed(TopicPartition(source, 0)) is None
+
+    run(main(), timeout_s=60)
+
+
+def test_a_batch_that_is_refused_for_itself_leaves_the_transaction_as_it_is(
+    transactional_world: World, topic_name: TopicName, run: Run
+) -> None:
+    world = transactional_world
+
+    async def main() -> None:
+        source = await make(world, topic_name())
+        results = await make(world, topic_name(), max_message_bytes="2000")
+        async with (
+            member(world, source, group=source) as a,
+            member(world, results, group=results) as reader,
+            transactions(world, source) as it,
+        ):
+            await add(it, results, b"first")
+            with pytest.raises(RecordTooLargeError):
+                await add(it, results, b"x" * 5_000)
+            await add(it, results, b"second")
+            await it.commit_transaction({TopicPartition(source, 0): 1}, a.consumer.membership())
+            assert values_of(await reader.read(2)) == [b"first", b"second"]
+
+    run(main(), timeout_s=60)
+
+
+def test_rewinding_goes_to_the_committed_offset_or_to_where_it_is_told(
+    transactional_world: World, topic_name: TopicName, run: Run
+) -> None:
+    world = transactional_world
+
+    async def main() -> None:
+        topic = await make(world, topic_name(), 2)
+        zero, one, other = TopicPartition(topic, 0), TopicPartition(topic, 1), TopicPartition(topic, 7)
+        for partition in (0, 1):
+            await write(world, topic, partition, [b"%d.%d" % (partition, i) for i in range(4)])
+        async with member(world, topic, group=topic) as it:
+            assert len(await it.read(8)) == 8
+            await it.consumer.commit({zero: 3})
+            await it.consumer.rewind({zero: 0, one: 2, other: 0})
+            assert sorted(values_of(await it.read(3))) == [b"0.3", b"1.2", b"1.3"]  # type: ignore[type-var]
+
+    run(main(), timeout_s=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -155,26 +156,49 @@ def test_large_batches_and_results_cross_shared_memory_unharmed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "kind", "stage"),
+    ("action", "cause", "kind", "stage"),
     [
-        ("raise", "ValueError", "execute"),
-        ("omit", "WrongOutputCount", "output"),
-        ("die", "WorkerDied", "worker"),
-        ("exit", "WorkerDied", "worker"),
+        ("raise", "exception", "ValueError", "execute"),
+        ("memory", "oom", "MemoryError", "execute"),
+        ("device", "oom", "RuntimeError", "execute"),
+        ("omit", "output", "WrongOutputCount", "output"),
+        ("die", "crash", "WorkerDied", "worker"),
+        ("exit", "crash", "WorkerDied", "worker"),
     ],
 )
-def test_a_batch_that_fails_comes_back_with_the_cause(action: str, kind: str, stage: str) -> None:
+def test_a_batch_that_fails_comes_back_with_the_cause(action: str, cause: str, kind: str, stage: str) -> None:
     async def test() -> None:
         async with running_pool() as (pool, seen):
             await until(lambda: pool.idle() == 1, "a worker is ready")
             pool.submit(make(1, [{"id": 1}, {"id": 2, "do": action}]))
             await until(lambda: seen.answered() == 1, "the batch is answered")
             ((failed, failure, executed),) = seen.failures
-            assert (failed.id, failure.kind, failure.stage, executed) == (1, kind, stage, True)
+            assert (failed.id, failure.cause, failure.kind, failure.stage, executed) == (1, cause, kind, stage, True)
+            assert len(seen.restarts) == (stage == "worker"), "a worker whose backend raised lives on"
             await until(lambda: pool.idle() == 1, "a worker is ready again")
             pool.submit(make(2, [{"id": 3}]))
             await until(lambda: seen.answered() == 2, "the next batch is answered")
             assert len(seen.replies) == 1
+
+    run(test)
+
+
+def test_the_traceback_of_what_the_backend_raised_comes_along_and_is_bounded() -> None:
+    async def test() -> None:
+        async with running_pool() as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            pool.submit(make(1, [{"id": 7, "do": "raise"}]))
+            pool.submit(make(2, [{"id": 8, "do": "nest", "depth": 40, "why": "é" * 5_000}]))
+            await until(lambda: seen.answered() == 2, "both are answered")
+            raised, nested = (failure.traceback for _, failure, _ in seen.failures)
+            lines = raised.splitlines()
+            assert lines[-1] == "ValueError: record 7 is at fault"
+            assert lines[-2].strip() == """raise ValueError(f"record {record['id']} is at fault")"""
+            assert re.fullmatch(r'  File "tests/support/backends.py", line \d+, in _raise', lines[-3])
+            assert not [line for line in lines if "pipeline.py" in line], "only the user's own frames"
+            assert len(nested.splitlines()) <= 10
+            assert 2_000 < len(nested.encode()) <= 2_048
+            assert nested.endswith("é")
 
     run(test)
 

@@ -14,6 +14,7 @@ import pytest
 
 from streamproc.errors import BrokerError, CommitRejectedError, InternalError, SinkError, TaskStoppedError
 from streamproc.observe.health import ProgressWatch
+from streamproc.observe.metric_table import RESTART_CAUSES
 from streamproc.records import TopicPartition
 from streamproc.runtime.processor import Processor
 from streamproc.settings import Settings
@@ -150,7 +151,8 @@ def test_bytes_in_flight_are_bounded_too() -> None:
             with broker.acknowledgements_held():
                 put(broker, 60, start=1, pad="x" * 10_000)
                 await until(lambda: task.source.paused, "reading pauses")
-                assert task.ledger.in_flight_bytes < 50_000 + 10_100
+                ledger = task.ledger
+                assert 50_000 / 2 < ledger.in_flight_bytes - ledger.output_bytes < 50_000 + 10_100
             await all_committed(broker, 61)
 
     run(test)
@@ -208,6 +210,7 @@ def test_a_result_too_large_for_its_topic_becomes_a_dead_letter_that_says_so() -
         (letter,) = broker.records("in.dead")
         told = dict(letter.headers)
         assert told["streamproc-error-type"] == b"ResultTooLarge"
+        assert told["streamproc-cause"] == b"too_large"
         assert b"max.message.bytes is 2000" in (told["streamproc-error-message"] or b"")
         assert json.loads(letter.value or b"")["id"] == 5
 
@@ -321,6 +324,137 @@ def test_a_record_at_fault_stops_the_task_where_the_settings_say_so() -> None:
                 await processor.wait()
         assert (caught.value.topic, caught.value.partition, caught.value.offset) == ("in", 0, 0)
         assert broker.committed("app.main") == {}
+
+    run(test)
+
+
+def letters(broker: MemoryBroker) -> dict[int, dict[str, str]]:
+    """The headers of each dead letter, by its record's id."""
+    found = broker.records("in.dead")
+    told = {json.loads(it.value or b"")["id"]: {k: (v or b"").decode() for k, v in it.headers} for it in found}
+    assert len(told) == len(found), "a record became two dead letters"
+    return told
+
+
+def restarts(processor: Processor) -> dict[str, int]:
+    """Workers replaced, by cause."""
+    counts = {cause: int(processor.metrics.worker_restarts.labels(cause)._value.get()) for cause in RESTART_CAUSES}
+    return {cause: count for cause, count in counts.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("action", "cause", "kind", "deaths"),
+    [
+        ("die", "crash", "WorkerDied", ("killed", 7)),
+        ("compute", "timeout", "DeadlineExceeded", ("deadline", 6)),
+        ("allocate", "oom", "OutOfMemory", ("oom", 7)),
+        ("raise", "exception", "ValueError", None),
+    ],
+)
+def test_one_poison_record_among_64_becomes_the_only_dead_letter(
+    action: str, cause: str, kind: str, deaths: tuple[str, int] | None, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        for index in range(64):
+            poison = {"do": action, "until": str(tmp_path / "never")} if index == 37 else {}
+            broker.append("in", json.dumps({"id": index, **poison}).encode())
+        pool = {"batch_timeout_s": 1 if cause == "timeout" else 60, "max_worker_memory_mb": 200}
+        async with processing(broker, task={"batch": {"max_size": 64, "max_wait_ms": 60_000}}, pool=pool) as processor:
+            await all_committed(broker, 64)
+            found = restarts(processor)
+            counts = processor.tasks["main"].counts
+            assert (counts.taken, counts.results, counts.dead) == (64, 63, 1)
+            dead = processor.metrics.records_dead
+            stage = "execute" if deaths is None else "worker"
+            assert dead.labels(task="main", cause=cause, stage=stage, kind=kind)._value.get() == 1
+        done = sorted(json.loads(it.value or b"")["result"]["id"] for it in broker.records("in.results"))
+        assert done == [index for index in range(64) if index != 37]
+        ((culprit, told),) = letters(broker).items()
+        assert (culprit, told["streamproc-cause"], told["streamproc-error-type"]) == (37, cause, kind)
+        assert found == (dict([deaths]) if deaths else {})
+        if cause == "exception":
+            assert told["streamproc-error-traceback"].endswith("\nValueError: record 37 is at fault")
+            assert 'File "tests/support/backends.py"' in told["streamproc-error-traceback"]
+        if cause == "oom":
+            assert "more than pool.max_worker_memory_mb (200) allows" in told["streamproc-error-message"]
+
+    run(test)
+
+
+def test_a_backend_that_is_out_of_memory_keeps_its_worker() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        async with processing(broker) as processor:
+            await until(lambda: processor.ready().ok, "ready")
+            (worker,) = processor.pool.workers()
+            broker.append("in", b'{"id": 0, "do": "memory"}')
+            broker.append("in", b'{"id": 1, "do": "device"}')
+            put(broker, 6, start=2)
+            await all_committed(broker, 8)
+            assert processor.pool.workers() == [worker]
+            assert restarts(processor) == {}
+        told = letters(broker)
+        assert {number: it["streamproc-cause"] for number, it in told.items()} == {0: "oom", 1: "oom"}
+        assert told[0]["streamproc-error-traceback"].endswith("MemoryError: no more")
+
+    run(test)
+
+
+def test_records_of_one_batch_go_by_the_policy_of_their_own_cause() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        causes = {"invalid": {"then": "drop"}, "output": {"then": "dead_letter"}, "exception": {"retries": 1}}
+        task = {"on_error": {"then": "drop", "causes": {**causes, "rejected": {"then": "dead_letter"}}}}
+        async with processing(broker, task=task) as processor:
+            for value in (b"{", b'{"id": 1, "do": "refuse", "why": "no"}', b'{"id": 2, "do": "list"}', b'{"id": 3}'):
+                broker.append("in", value)
+            broker.append("in", b'{"id": 4, "do": "raise"}', partition=1)
+            await all_committed(broker, 5)
+            counts = processor.tasks["main"].counts
+            assert (counts.results, counts.dead, counts.dropped) == (1, 2, 2)
+            dropped = processor.metrics.records_dropped
+            invalid = {"task": "main", "cause": "invalid", "stage": "decode", "kind": "InvalidJSON"}
+            raised = {"task": "main", "cause": "exception", "stage": "execute", "kind": "ValueError"}
+            assert [dropped.labels(**it)._value.get() for it in (invalid, raised)] == [1, 1]
+        causes_told = {number: it["streamproc-cause"] for number, it in letters(broker).items()}
+        assert causes_told == {1: "rejected", 2: "output"}
+
+    run(test)
+
+
+def test_a_cause_that_says_stop_stops_at_its_record_and_no_other() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        task = {"on_error": {"causes": {"rejected": {"then": "stop"}}}, "batch": {"max_size": 1}}
+        broker.append("in", b"{")
+        broker.append("in", b'{"id": 1, "do": "refuse", "why": "no"}')
+        with pytest.raises(TaskStoppedError, match=r"on_error\.causes\.rejected\.then says, .* offset 1"):
+            async with processing(broker, task=task) as processor:
+                await processor.wait()
+        assert broker.committed("app.main") == {TopicPartition("in", 0): 1}
+        assert len(broker.records("in.dead")) == 1
+
+    run(test)
+
+
+def test_a_result_too_large_is_dropped_or_stops_where_its_policy_says_so() -> None:
+    async def test() -> None:
+        broker = make_broker(**{"max.message.bytes": "2000"})
+        put(broker, 1, pad="x" * 3_000)
+        put(broker, 5, start=1)
+        stop = {"on_error": {"causes": {"too_large": {"then": "stop"}}}}
+        with pytest.raises(TaskStoppedError, match=r"on_error\.causes\.too_large\.then says, .* partition 0, offset 0"):
+            async with processing(broker, backend="Identity", task=stop) as processor:
+                await processor.wait()
+        assert TopicPartition("in", 0) not in broker.committed("app.main")
+        drop = {"on_error": {"causes": {"too_large": {"then": "drop"}}}}
+        async with processing(broker, backend="Identity", task=drop) as processor:
+            await all_committed(broker, 6)
+            assert processor.tasks["main"].counts.dropped == 1
+        assert not broker.records("in.dead")
+        ids = [json.loads(it.value or b"")["result"]["id"] for it in broker.records("in.results")]
+        assert set(ids) == {1, 2, 3, 4, 5}
 
     run(test)
 

@@ -38,8 +38,9 @@ class Scripted(InferenceBackend):
         action = record.get("do")
         if action is None or not self._first_time(record):
             return {"id": record["id"], "pid": os.getpid()}
-        if action == "raise":
-            raise ValueError(f"record {record['id']} is at fault")
+        if action == "fail" and not Path(record["until"]).exists():
+            raise ValueError("the model is broken")
+        self._raise(action, record)
         if action == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if action == "exit":
@@ -52,8 +53,6 @@ class Scripted(InferenceBackend):
             return {"object": object()}
         if action == "environment":
             return {"id": record["id"], "value": os.environ.get(record["name"])}
-        if action == "surrogate":
-            raise ValueError("half a pair: \ud800")
         if action == "fork":
             with subprocess.Popen(["sleep", "600"]) as child:
                 Path(record["child"]).write_text(str(child.pid))
@@ -61,6 +60,37 @@ class Scripted(InferenceBackend):
         if action == "compute":
             self._compute(record)
         return "omit" if action == "omit" else {"id": record["id"]}
+
+    def _raise(self, action: str, record: dict[str, Any]) -> None:
+        """What raises: by itself, far down, or since memory ran out as Python says it, or torch of a GPU."""
+        if action == "raise":
+            raise ValueError(f"record {record['id']} is at fault")
+        if action == "surrogate":
+            raise ValueError("half a pair: \ud800")
+        if action == "nest":
+            self._nest(record["depth"], record["why"])
+        if action == "memory":
+            raise MemoryError("no more")
+        if action == "device":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if action == "allocate":
+            self._allocate()
+
+    def _nest(self, depth: int, why: str) -> None:
+        if depth == 0:
+            raise ValueError(why)
+        (self._nest if depth % 2 else self._nest_too)(depth - 1, why)
+
+    def _nest_too(self, depth: int, why: str) -> None:
+        self._nest(depth, why)
+
+    @staticmethod
+    def _allocate() -> None:
+        """Take memory without end, but not so fast that nobody can look."""
+        held = []
+        while True:
+            held.append(b"x" * 16_777_216)
+            time.sleep(0.01)
 
     @staticmethod
     def _compute(record: dict[str, Any]) -> None:

@@ -39,15 +39,22 @@ def default_of(field: FieldInfo) -> str:
 
 
 def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """A row per setting, sections unfolded."""
+    """A row per setting, sections unfolded; those that are alike beside each other, in braces."""
+    alike: dict[type[BaseModel], list[str]] = {}
+    for name, field in model.model_fields.items():
+        if (section := model_of(field.annotation)) is not None:
+            alike.setdefault(section, []).append(name)
     for name, field in model.model_fields.items():
         section = model_of(field.annotation)
+        if section is not None and alike[section][0] != name:
+            continue
         if section is None:
             text = " ".join((field.description or "").split())
             yield f"| `{prefix}{name}` | {default_of(field)} | {text} |"
         else:
             mapping = typing.get_origin(field.annotation) is dict
-            yield from rows(section, f"{prefix}{name}.{'<task>.' if mapping else ''}")
+            names = name if len(alike[section]) == 1 else f"{{{','.join(alike[section])}}}"
+            yield from rows(section, f"{prefix}{names}.{'<task>.' if mapping else ''}")
 
 
 def table() -> str:

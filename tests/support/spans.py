@@ -31,12 +31,15 @@ def span(
     value: bytes = b"{}",
     arrived_at: float = 0.0,
     keys: Sequence[bytes | None] = (),
+    values: Sequence[bytes] = (),
+    begin: int = 100,
 ) -> Span:
+    """Records with the offsets from ``begin`` on, where the lease's first record has it."""
     records = [
         FakeRecord(
-            offset=100 + first + index,
+            offset=begin + first + index,
             key=keys[index] if keys else None,
-            value=value,
+            value=values[index] if values else value,
             topic=of.partition.topic,
             partition=of.partition.partition,
         )

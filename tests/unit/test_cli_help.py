@@ -22,6 +22,9 @@ COMMANDS = [
     *([name] for name in root.COMMANDS),
     ["topics", "plan"],
     ["topics", "apply"],
+    ["circuit", "status"],
+    ["circuit", "close"],
+    ["circuit", "open"],
     ["config", "schema"],
     ["config", "show"],
 ]

@@ -196,8 +196,10 @@ def test_the_endpoints_that_documents_and_examples_name_exist() -> None:
     named = {
         path
         for file in [*DOCUMENTS, *(ROOT / "examples").glob("*/*.yaml"), ROOT / "docker-compose.yml"]
-        for path in re.findall(r"(?:localhost|127\.0\.0\.1):8080(/\w+)", file.read_text(encoding="utf-8"))
+        for path in re.findall(r"(?:localhost|127\.0\.0\.1):8080(/[\w/]+)", file.read_text(encoding="utf-8"))
     }
-    assert {"/status", "/readyz"} <= named <= paths
-    table_of_the_readme = set(re.findall(r"^\| `(/\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"/status", "/readyz"} <= named
+    patterns = [re.compile(re.sub(r"\{\w+\}", r"\\w+", path)) for path in paths]
+    assert not [path for path in named if not any(it.fullmatch(path) for it in patterns)]
+    table_of_the_readme = set(re.findall(r"^\| `(/[\w/{}]+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE))
     assert table_of_the_readme == paths

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "testing": {*BASE, "broker"},
     "runtime": {*BASE, "settings", "backend", "loaders", "broker", "observe"},
 }
-STAGES = {"source", "batcher", "pool", "worker", "isolation", "sequencer", "sink", "ledger"}
+STAGES = {"source", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink", "ledger"}
 WIRING = {"task_stream", "processor", "inspection", "app"}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from streamproc.settings import CrossFieldError, Settings
+from streamproc.records import Cause
+from streamproc.settings import CauseSettings, CrossFieldError, Settings
 
 
 def _settings(**changes: Any) -> Settings:
@@ -119,6 +120,45 @@ def test_a_password_is_never_shown() -> None:
     settings = _settings(kafka=kafka)
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in settings.model_dump_json()
+
+
+def _policies(**on_error: Any) -> dict[str, tuple[int, int, str]]:
+    settings = _settings(**_task(on_error=on_error))
+    return {cause.value: settings.tasks["text"].on_error.policy(cause) for cause in Cause}
+
+
+def test_only_exceptions_are_retried_unless_a_cause_says_otherwise() -> None:
+    assert _policies(retries=5, backoff_ms=7, then="drop") == {
+        **dict.fromkeys(("invalid", "rejected", "output", "crash", "timeout", "oom", "too_large"), (0, 7, "drop")),
+        "exception": (5, 7, "drop"),
+    }
+
+
+def test_a_cause_overrides_what_it_names_and_leaves_the_rest() -> None:
+    causes = {"crash": {"retries": 2, "then": "stop"}, "exception": {"retries": 0}, "invalid": {"then": "drop"}}
+    policies = _policies(causes={**causes, "timeout": {"backoff_ms": 0}})
+    assert policies["crash"] == (2, 100, "stop")
+    assert policies["exception"] == (0, 100, "dead_letter")
+    assert policies["invalid"] == (0, 100, "drop")
+    assert policies["timeout"] == (0, 0, "dead_letter")
+    assert policies["oom"] == (0, 100, "dead_letter")
+
+
+def test_every_cause_has_its_settings() -> None:
+    assert set(CauseSettings.model_fields) == {cause.value for cause in Cause}
+
+
+@pytest.mark.parametrize("cause", ["invalid", "rejected", "too_large"])
+def test_what_fails_by_itself_has_nothing_to_retry(cause: str) -> None:
+    with pytest.raises(ValidationError, match="retries"):
+        _policies(causes={cause: {"retries": 1}})
+
+
+def test_a_worker_must_not_be_killed_before_it_is_recycled() -> None:
+    pool = {"max_worker_memory_mb": 500, "recycle": {"max_rss_mb": 500}}
+    assert _clash(pool=pool).keys[0] == ("recycle", "max_rss_mb")
+    pool["max_worker_memory_mb"] = 501
+    assert _settings(pool=pool).pool.max_worker_memory_mb == 501
 
 
 def test_settings_cannot_be_changed() -> None:

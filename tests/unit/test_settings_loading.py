@@ -250,6 +250,7 @@ def test_a_seed_variable_for_no_task_is_warned_of(load: Load, caplog: pytest.Log
         ("STREAMPROC_TASKS__TEXT__BATCH__MAXSIZE", "did you mean STREAMPROC_TASKS__TEXT__BATCH__MAX_SIZE?"),
         ("STREAMPROC_TASKS__TEXT__MAX_SIZE", "did you mean STREAMPROC_TASKS__TEXT__BATCH__MAX_SIZE?"),
         ("STREAMPROC_TASKS__TXT__BATCH__MAX_SIZE", "did you mean STREAMPROC_TASKS__TEXT?"),
+        ("STREAMPROC_TASKS__TEXT__ON_ERROR__CAUSES__CRSH__THEN", "STREAMPROC_TASKS__TEXT__ON_ERROR__CAUSES__CRASH?"),
         ("STREAMPROC_TOPICSDIR", "did you mean STREAMPROC_TOPICS_DIR?"),
         ("STREAMPROC_HTTP__PORT__NUMBER", "set STREAMPROC_HTTP__PORT"),
         ("STREAMPROC_QUITE__ELSE", "the sections are name, kafka"),
@@ -317,6 +318,11 @@ def test_a_wrong_value_from_the_environment_names_the_variable(refused: Refused)
     ("text", "line", "sentence"),
     [
         (MINIMAL + "kafak: {}\n", 10, "kafak: is no setting; did you mean kafka?"),
+        (
+            MINIMAL + "    on_error: {causes: {crashed: {then: drop}}}\n",
+            10,
+            "tasks.image-large.on_error.causes.crashed: is no setting; did you mean crash?",
+        ),
         (
             MINIMAL.replace("max_size: 16", "max_sise: 16"),
             7,

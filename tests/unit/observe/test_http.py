@@ -20,9 +20,10 @@ from streamproc.observe.health import Health
 from streamproc.observe.http import create_app
 from streamproc.observe.metrics import Metrics
 from streamproc.observe.server import Sidecar
-from streamproc.observe.status import EXAMPLE, ProcessorStatus
+from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus
 from streamproc.settings import HttpSettings
 
+CIRCUIT = "/tasks/text/circuit"
 PATHS = ("/livez", "/readyz", "/health", "/metrics", "/status", "/openapi.json")
 
 
@@ -32,6 +33,8 @@ class StubView:
     def __init__(self) -> None:
         self.alive = Health.of()
         self.readiness = Health.of()
+        self.stopping = False
+        self.is_open = False
 
     def live(self) -> Health:
         return self.alive
@@ -41,6 +44,18 @@ class StubView:
 
     def status(self) -> ProcessorStatus:
         return EXAMPLE
+
+    def open_circuit(self, task: str) -> CircuitStatus | None:
+        return self._switch(task, is_open=True)
+
+    def close_circuit(self, task: str) -> CircuitStatus | None:
+        return self._switch(task, is_open=False)
+
+    def _switch(self, task: str, *, is_open: bool) -> CircuitStatus | None:
+        if task not in EXAMPLE.tasks:
+            return None
+        self.is_open = is_open
+        return CircuitStatus(state="open" if is_open else "closed", openings=1)
 
 
 class BrokenView(StubView):
@@ -54,14 +69,21 @@ def an_app(view: StubView | None = None, metrics: Metrics | None = None) -> Fast
     return create_app(view or StubView(), metrics or Metrics(), HttpSettings())
 
 
-def ask(app: FastAPI, path: str, method: str = "GET", **headers: str) -> httpx.Response:
+def ask(
+    app: FastAPI, path: str, method: str = "GET", *, client_address: str = "127.0.0.1", **headers: str
+) -> httpx.Response:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(client_address, 4711))
+
     async def go() -> httpx.Response:
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://sidecar"
-        ) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://sidecar") as client:
             return await client.request(method, path, headers=headers)
 
     return asyncio.run(go())
+
+
+def change(view: StubView, path: str, *, client_address: str = "127.0.0.1", **headers: str) -> httpx.Response:
+    headers = {"content-type": "application/json", **headers}
+    return ask(an_app(view), path, "POST", client_address=client_address, **headers)
 
 
 def run_on(loop: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, None]) -> None:
@@ -137,7 +159,15 @@ def test_nothing_can_be_posted(path: str) -> None:
 def test_the_openapi_document_describes_every_endpoint_with_an_example() -> None:
     document = ask(an_app(), "/openapi.json").json()
     assert document["info"]["title"] == "streamproc"
-    assert set(document["paths"]) == set(PATHS) - {"/openapi.json"}
+    circuits = {f"/tasks/{{task}}/circuit/{verb}": verb for verb in ("close", "open")}
+    assert set(document["paths"]) == {*PATHS, *circuits} - {"/openapi.json"}
+    for path, verb in circuits.items():
+        (operation,) = document["paths"].pop(path).values()
+        assert operation["operationId"] == f"{verb}_circuit"
+        # 422 is FastAPI's own, of a path that cannot be read.
+        assert {"200", "403", "404", "409", "415"} <= set(operation["responses"])
+        for status in ("200", "403", "404", "409", "415"):
+            assert operation["responses"][status]["content"]["application/json"]["example"]
     for path, operations in document["paths"].items():
         assert set(operations) == {"get"}
         assert operations["get"]["operationId"] == path.removeprefix("/")
@@ -146,6 +176,72 @@ def test_the_openapi_document_describes_every_endpoint_with_an_example() -> None
             for content in answer["content"].values():
                 assert content["example"], (path, status)
     assert "300 s" in document["paths"]["/livez"]["get"]["description"]
+
+
+def test_a_circuit_is_opened_and_closed_and_the_answer_is_its_state() -> None:
+    view = StubView()
+    answer = change(view, f"{CIRCUIT}/open")
+    assert (answer.status_code, answer.json()["state"]) == (200, "open")
+    assert view.is_open
+    answer = change(view, f"{CIRCUIT}/close", **{"content-type": "application/JSON; charset=utf-8"})
+    assert (answer.status_code, answer.json()["state"]) == (200, "closed")
+    assert not view.is_open
+
+
+def test_a_circuit_of_no_task_is_404_with_the_tasks_there_are() -> None:
+    answer = change(StubView(), "/tasks/txet/circuit/close")
+    assert answer.status_code == 404
+    assert answer.json() == {"detail": "there is no task txet; the tasks are: text"}
+
+
+def test_a_processor_that_stops_changes_no_circuit() -> None:
+    view = StubView()
+    view.stopping = True
+    answer = change(view, f"{CIRCUIT}/open")
+    assert answer.status_code == 409
+    assert "stopping" in answer.json()["detail"]
+    assert not view.is_open
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("10.0.0.7", False),
+        ("::ffff:10.0.0.7", False),
+        ("2001:db8::1", False),
+        ("testclient", False),
+    ],
+)
+def test_only_this_machine_changes_a_circuit(address: str, allowed: bool) -> None:
+    view = StubView()
+    answer = change(view, f"{CIRCUIT}/open", client_address=address)
+    assert answer.status_code == (200 if allowed else 403)
+    assert view.is_open is allowed
+    assert allowed or "this machine" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({"content-type": ""}, 415),
+        # A page whose name was made to stand for 127.0.0.1 may send any content type, and cannot leave this out.
+        ({"origin": "http://evil.example"}, 403),
+    ],
+)
+def test_a_page_in_a_browser_changes_no_circuit(headers: dict[str, str], status: int) -> None:
+    view = StubView()
+    assert change(view, f"{CIRCUIT}/open", **headers).status_code == status
+    assert not view.is_open
+
+
+def test_a_circuit_is_not_changed_by_looking_at_it() -> None:
+    assert ask(an_app(), f"{CIRCUIT}/open").status_code == 405
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])

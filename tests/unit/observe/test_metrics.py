@@ -18,7 +18,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from streamproc.observe.histogram import HistogramFamily
 from streamproc.observe.metric_table import LABEL_MEANINGS, TABLE, TIME_BUCKETS, WORKER_STATES
 from streamproc.observe.metrics import MAX_FAILURE_KINDS, Metrics
-from streamproc.records import Batch, Lease, Record, Span, TopicPartition
+from streamproc.records import Batch, Cause, Failure, Lease, Record, Span, TopicPartition
 
 PARTITION = TopicPartition("in", 3)
 PARSE_PROMETHEUS: Callable[[str], Iterable[Metric]] = prometheus.text_string_to_metric_families
@@ -141,22 +141,29 @@ def test_step_times_come_in_milliseconds_and_are_served_in_seconds() -> None:
     assert value(metrics, "step_seconds_count", task="text", step="transform_outputs") == 0
 
 
-def test_failed_records_count_by_stage_and_kind() -> None:
+def _raised(kind: str) -> Failure:
+    return Failure(Cause.EXCEPTION, "execute", kind, "no")
+
+
+def test_failed_records_count_by_cause_stage_and_kind() -> None:
     metrics = Metrics()
-    metrics.task("text").dead("decode", "JSONDecodeError").inc(2)
-    metrics.task("text").dead("decode", "JSONDecodeError").inc()
-    metrics.task("text").dropped("execute", "ValueError").inc()
-    assert value(metrics, "records_dead_total", task="text", stage="decode", kind="JSONDecodeError") == 3
-    assert value(metrics, "records_dropped_total", task="text", stage="execute", kind="ValueError") == 1
+    broken = Failure(Cause.INVALID, "decode", "InvalidJSON", "no")
+    metrics.task("text").dead(broken).inc(2)
+    metrics.task("text").dead(broken).inc()
+    metrics.task("text").dropped(_raised("ValueError")).inc()
+    labels = {"task": "text", "cause": "exception", "stage": "execute"}
+    assert value(metrics, "records_dead_total", task="text", cause="invalid", stage="decode", kind="InvalidJSON") == 3
+    assert value(metrics, "records_dropped_total", **labels, kind="ValueError") == 1
 
 
 def test_error_types_without_end_share_one_series_after_a_while() -> None:
     metrics = Metrics()
+    labels = {"task": "text", "cause": "exception", "stage": "execute"}
     for number in range(MAX_FAILURE_KINDS + 10):
-        metrics.task("text").dead("execute", f"Error{number}").inc()
-    assert value(metrics, "records_dead_total", task="text", stage="execute", kind="other") == 10
-    metrics.task("text").dead("execute", "Error0").inc()
-    assert value(metrics, "records_dead_total", task="text", stage="execute", kind="Error0") == 2
+        metrics.task("text").dead(_raised(f"Error{number}")).inc()
+    assert value(metrics, "records_dead_total", **labels, kind="other") == 10
+    metrics.task("text").dead(_raised("Error0")).inc()
+    assert value(metrics, "records_dead_total", **labels, kind="Error0") == 2
 
 
 def test_the_series_of_a_partition_end_when_it_is_given_up() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamproc.records import Batch
+from streamproc.records import Batch, Lease
 from streamproc.runtime.batcher import Batcher
 from streamproc.settings import BatchSettings
 from tests.support.spans import lease, span
@@ -91,31 +93,101 @@ def test_discarding_gives_back_the_records_of_the_leases_asked_for() -> None:
     assert (it.size, it.size_bytes) == (0, 0)
 
 
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
-    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
-    max_size=st.integers(1, 20),
-    max_bytes=st.integers(1, 60),
-)
-@settings(max_examples=300, deadline=None)
-def test_every_record_leaves_once_in_order_within_the_limits(
-    sizes: list[int], lengths: list[int], max_size: int, max_bytes: int
-) -> None:
-    it = batcher(max_size=max_size, max_bytes=max_bytes)
-    one, first = lease(), 0
-    for index, count in enumerate(sizes):
-        it.add(span(one, first, count, value=b"x" * lengths[index % len(lengths)]))
-        first += count
-    seen: list[int] = []
-    while it.size:
-        taken = it.take(0.0, "wait")
-        seen.extend(offsets(taken))
-        assert 0 < taken.size <= max_size
-        assert taken.size_bytes <= max_bytes or taken.size == 1
-        if it.size and taken.size < max_size:
-            # Greedy: the next record would not have fitted.
-            following = it.take(0.0, "wait")
-            seen.extend(offsets(following))
-            assert taken.size_bytes + len(following.spans[0].records[0].value or b"") > max_bytes
-    assert seen == list(range(100, 100 + first))
-    assert it.size_bytes == 0
+@dataclass
+class Waiting:
+    """A record that the model knows to wait."""
+
+    lease: Lease
+    sequence: int
+    size: int
+    arrived_at: float
+
+
+class BatcherAgainstModel(RuleBasedStateMachine):
+    """Records that come, batches that go, partitions that are given back, against a list of records."""
+
+    @initialize(max_size=st.integers(1, 12), max_bytes=st.integers(1, 40), max_wait_ms=st.integers(0, 50))
+    def begin(self, max_size: int, max_bytes: int, max_wait_ms: int) -> None:
+        self.max_size, self.max_bytes, self.max_wait_ms = max_size, max_bytes, max_wait_ms
+        self.batcher = batcher(max_size=max_size, max_bytes=max_bytes, max_wait_ms=max_wait_ms)
+        self.leases = [lease(partition) for partition in range(3)]
+        self.read = dict.fromkeys(self.leases, 0)
+        self.waiting: list[Waiting] = []
+        self.ids: set[int] = set()
+        self.now = 100.0
+
+    @rule(number=st.integers(0, 2), sizes=st.lists(st.integers(0, 25), min_size=1, max_size=8))
+    def add(self, number: int, sizes: list[int]) -> None:
+        it = self.leases[number]
+        first = self.read[it]
+        self.batcher.add(span(it, first, len(sizes), values=[b"x" * size for size in sizes], arrived_at=self.now))
+        self.waiting += [Waiting(it, first + index, size, self.now) for index, size in enumerate(sizes)]
+        self.read[it] += len(sizes)
+
+    @rule(ms=st.integers(0, 30))
+    def wait(self, ms: int) -> None:
+        self.now += ms / 1_000
+
+    @precondition(lambda self: self.waiting)
+    @rule(rule_name=st.sampled_from(["size", "bytes", "wait", "backlog"]))
+    def take(self, rule_name: str) -> None:
+        """The oldest records, as many as size and bytes allow, one at least."""
+        count, size_bytes = 0, 0
+        while count < min(len(self.waiting), self.max_size):
+            size_bytes += self.waiting[count].size
+            if count and size_bytes > self.max_bytes:
+                break
+            count += 1
+        expected, self.waiting = self.waiting[:count], self.waiting[count:]
+        batch = self.batcher.take(self.now, rule_name)
+        taken = [
+            (part.lease, part.first + index, size, part.arrived_at)
+            for part in batch.spans
+            for index, size in enumerate(part.sizes)
+        ]
+        assert taken == [(it.lease, it.sequence, it.size, it.arrived_at) for it in expected]
+        assert (batch.size, batch.size_bytes) == (count, sum(it.size for it in expected))
+        assert (batch.opened_at, batch.closed_at) == (expected[0].arrived_at, self.now)
+        assert (batch.closed_by, batch.fill) == (rule_name, count / self.max_size)
+        assert batch.id not in self.ids
+        self.ids.add(batch.id)
+
+    @rule(numbers=st.one_of(st.none(), st.sets(st.integers(0, 2))))
+    def discard(self, numbers: set[int] | None) -> None:
+        """Give back some leases, or everything; other leases of the same partitions follow."""
+        gone = set(self.leases) if numbers is None else {self.leases[number] for number in numbers}
+        given = self.batcher.discard(None if numbers is None else gone)
+        assert [(it.lease, it.first + index) for it in given for index in range(len(it.records))] == [
+            (it.lease, it.sequence) for it in self.waiting if it.lease in gone
+        ]
+        self.waiting = [it for it in self.waiting if it.lease not in gone]
+        for number in numbers or ():
+            self.leases[number] = lease(number, self.leases[number].epoch + 1)
+            self.read[self.leases[number]] = 0
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        assert (self.batcher.size, self.batcher.size_bytes) == (
+            len(self.waiting),
+            sum(it.size for it in self.waiting),
+        )
+
+    @invariant()
+    def windows_close_by_the_rules(self) -> None:
+        opened = self.waiting[0].arrived_at if self.waiting else None
+        deadline = None if opened is None else opened + self.max_wait_ms / 1_000
+        assert (self.batcher.opened_at, self.batcher.deadline) == (opened, deadline)
+        full = None
+        if len(self.waiting) >= self.max_size:
+            full = "size"
+        elif sum(it.size for it in self.waiting) >= self.max_bytes:
+            full = "bytes"
+        assert self.batcher.full() == full
+        late = deadline is not None and self.now >= deadline
+        rule = full or ("wait" if late else None)
+        assert self.batcher.due(self.now, backlog=False) == rule
+        assert self.batcher.due(self.now, backlog=True) == (rule or ("backlog" if self.waiting else None))
+
+
+TestBatcherAgainstModel = BatcherAgainstModel.TestCase
+TestBatcherAgainstModel.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproc.records import Failure
+from streamproc.records import Cause, Failure
 from streamproc.runtime.codec import Envelope, Schema, decode, decode_failure, encode, encode_failure
 
 MAX_VALUE_BYTES = 1_000_000
@@ -50,7 +50,7 @@ def test_a_bad_value_fails_alone_with_its_own_reason(value: bytes | None, kind: 
     first, bad, last = run(GOOD, value, GOOD)
     assert (first, last) == ({"id": 1}, {"id": 1})
     assert isinstance(bad, Failure)
-    assert (bad.stage, bad.kind, bad.retriable) == ("decode", kind, False)
+    assert (bad.cause, bad.stage, bad.kind) == (Cause.INVALID, "decode", kind)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_what_has_no_json_form_is_refused() -> None:
 
 
 def test_a_failure_makes_the_round_trip() -> None:
-    failure = Failure("schema", "SchemaViolation", "no — “quoted”", retriable=False)
+    failure = Failure(Cause.INVALID, "schema", "SchemaViolation", "no — “quoted”")
     assert decode_failure(encode_failure(failure)) == failure
 
 

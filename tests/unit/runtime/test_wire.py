@@ -51,16 +51,34 @@ def test_a_batch_body_makes_the_round_trip(values: list[bytes | None], data: st.
     assert list(decoded.timestamps) == [record.timestamp for record in records]
 
 
-@given(st.lists(st.tuples(st.sampled_from(list(Status)), st.binary(max_size=300)), max_size=20))
+@given(st.lists(st.tuples(st.sampled_from(list(Status)), st.binary(max_size=300)), min_size=1, max_size=20), st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_reply_body_makes_the_round_trip(results: list[tuple[Status, bytes]]) -> None:
+def test_a_reply_body_makes_the_round_trip(results: list[tuple[Status, bytes]], data: st.DataObject) -> None:
     statuses = bytes(status for status, _ in results)
     parts, size = reply_parts(statuses, [value for _, value in results])
     body = b"".join(parts)
     assert len(body) == size
-    decoded_statuses, decoded = decode_reply(body, len(results))
+    cut = data.draw(st.integers(0, len(results) - 1))
+    counts = [cut, len(results) - cut] if cut else [len(results)]
+    decoded_statuses, decoded, sizes = decode_reply(body, counts)
     assert decoded_statuses == statuses
     assert [bytes(value) for value in decoded] == [value for _, value in results]
+    spans = [results[:cut], results[cut:]] if cut else [results]
+    assert sizes == [sum(len(value) for _, value in some) for some in spans]
+    # A value keeps the bytes of its own span in memory, and no others.
+    kept = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
+    assert [len(bytes(value.obj)) for value in decoded] == kept
+
+
+def test_a_segment_that_was_looked_at_can_grow_and_close() -> None:
+    segment = Segment.create()
+    segment.write([b"abc"], 3)
+    with segment.view(3) as view:
+        assert bytes(view) == b"abc"
+    segment.write([b"x" * 100_000], 100_000)
+    with segment.view(100_000) as view:
+        assert bytes(view) == b"x" * 100_000
+    segment.close()
 
 
 @given(
