@@ -219,7 +219,8 @@ class ChaosRun:
         late_s = 0.0
         async with asyncio.TaskGroup() as group:
             for fault in schedule:
-                report = FaultReport(str(fault), fault.kind, fault.at_s)
+                none = dict.fromkeys(self._committed, 0)
+                report = FaultReport(str(fault), fault.kind, fault.at_s, {**none}, {**none}, {**none})
                 self._report.faults.append(report)
                 await asyncio.sleep(fault.at_s + late_s - self._now_s())
                 if await self._recovered(lambda fault=fault: self._why_not_yet(fault)):  # type: ignore[misc]
@@ -258,8 +259,10 @@ class ChaosRun:
             if not replica.kill_worker(0):
                 self._say(f"{fault}: there is none just now")
         elif fault.kind == Kind.KILL_REPLICA:
+            await replica.look(self._client)  # once more: nobody can ask it afterwards what it held
             replica.kill()
         elif fault.kind == Kind.PAUSE_REPLICA:
+            await replica.look(self._client)
             replica.pause()
         elif fault.kind == Kind.RESTART_REPLICA:
             await replica.terminate()
@@ -372,8 +375,7 @@ class ChaosRun:
             oracle, told = await self._judge(task, exactly_once=exactly_once)
             self._report.tasks[task] = told
             records += told.records
-            self._attribute(task, oracle)
-            told.rebalances = sum(it.rebalances.get(task, 0) for it in self._report.faults)
+            told.rebalances = self._attribute(task, oracle)
             for what, finding in oracle.findings.items():
                 self._findings[f"{task}: {what}"] = finding
         self._report.records_per_s = records / self._report.seconds
@@ -412,8 +414,8 @@ class ChaosRun:
             longest_partition_stall_s=partition_stall_s,
         )
 
-    def _attribute(self, task: str, oracle: TaskOracle) -> None:
-        """Say which fault brought which duplicates, and whether they were in flight."""
+    def _attribute(self, task: str, oracle: TaskOracle) -> int:
+        """Say which fault brought which duplicates, and whether they were in flight; how many rebalances there were."""
         rounds = rounds_of((at_ms, it.index) for it in self._replicas.values() for at_ms in it.assignments(task))
         processes = [process[task] for it in self._replicas.values() for process in it.samples]
         for duplicate in explain(rounds, oracle.duplicates, processes, MAX_IN_FLIGHT):
@@ -425,8 +427,9 @@ class ChaosRun:
                     (fault.duplicates, len(it.again)),
                     (fault.in_flight, it.in_flight),
                 ):
-                    counts[task] = counts.get(task, 0) + more
+                    counts[task] += more
         self._write_evidence(task, oracle, rounds)
+        return len(rounds)
 
     def _write_evidence(self, task: str, oracle: TaskOracle, rounds: Sequence[Round]) -> None:
         """For whoever looks for a reason: what the figures were computed from."""
