@@ -17,7 +17,7 @@ DELIVERY = "both"
 
 
 @pytest.mark.usefixtures("kafka_available")
-@pytest.mark.timeout(420)  # a minute of faults, and around it three nodes and three replicas that start and stop
+@pytest.mark.timeout(660)  # a minute of faults, and around it three nodes and three replicas that start and stop
 def test_nothing_is_lost_whatever_is_killed_paused_or_cut_off(tmp_path: Path) -> None:
     file, directory = tmp_path / "report.json", tmp_path / "chaos"
     options = {"seed": SEED, "minutes": MINUTES, "rate": RATE, "delivery": DELIVERY, "directory": directory}
@@ -26,7 +26,7 @@ def test_nothing_is_lost_whatever_is_killed_paused_or_cut_off(tmp_path: Path) ->
         command += [f"--{name}", str(value)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
-            said, _ = process.communicate(timeout=400)
+            said, _ = process.communicate(timeout=600)
         finally:
             process.terminate()  # in order: it ends its nodes and replicas
     assert process.returncode == 0, said
