@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pytest
 
+from streamproc.broker.interface import BatchBuilder
 from streamproc.records import TopicPartition
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.task_stream import TaskStream
@@ -145,6 +146,44 @@ def test_a_partition_that_is_stuck_leaves_the_others_room(ordering: str) -> None
             assert task._retries, "it is stuck still"
             # What was read of it is bounded also where the results behind the one that is missing were written.
             assert task.counts.taken - 4_000 <= 120
+
+    run(test)
+
+
+@pytest.mark.parametrize("ordering", ["partition", "unordered"])
+def test_a_partition_that_waits_for_the_broker_leaves_the_others_room(
+    ordering: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        broker = make_broker()
+        options = {"limits": {"max_in_flight_records": 120}, "ordering": ordering}
+        async with processing(broker, task=options) as processor:
+            task = processor.tasks["main"]
+            answers = asyncio.Event()
+            send = task._producer.send_batch
+
+            async def send_batch(batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+                sent = await send(batch, topic, partition)
+
+                async def late() -> object:
+                    await answers.wait()
+                    return await sent
+
+                return asyncio.ensure_future(late()) if partition == 0 else sent
+
+            monkeypatch.setattr(task._producer, "send_batch", send_batch)
+            with Watch(task) as most:
+                put(broker, 6_000)
+                others = {TopicPartition("in", number): 2_000 for number in (1, 2)}
+                await until(lambda: broker.committed("app.main") == others, "the others are committed to their ends")
+                assert most.records <= 120
+                assert task.source.paused == {TopicPartition("in", 0)}
+                answers.set()
+                await everything_committed(broker)
+                assert most.records <= 120
+        assert sorted(sources(broker.records("in.results"))) == sorted(
+            (partition.partition, offset) for partition, end in ends(broker).items() for offset in range(end)
+        )
 
     run(test)
 

@@ -168,7 +168,7 @@ class RoomAgainstModel(RuleBasedStateMachine):
 
 
 TestRoomAgainstModel = RoomAgainstModel.TestCase
-TestRoomAgainstModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestRoomAgainstModel.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 
 
 class Reading:
