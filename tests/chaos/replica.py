@@ -148,12 +148,16 @@ class Replica:
         """Ask for its status until cancelled."""
         while True:
             self.watch()
-            if self.running and not self.paused:
-                with contextlib.suppress(httpx.HTTPError, ValueError):
-                    answer = await client.get(f"{self._url}/status")
-                    if answer.status_code == 200:
-                        self._seen(orjson.loads(answer.content))
+            await self.look(client)
             await asyncio.sleep(POLL_S)
+
+    async def look(self, client: httpx.AsyncClient) -> None:
+        """Ask for its status once."""
+        if self.running and not self.paused:
+            with contextlib.suppress(httpx.HTTPError, ValueError):
+                answer = await client.get(f"{self._url}/status")
+                if answer.status_code == 200:
+                    self._seen(orjson.loads(answer.content))
 
     def _seen(self, status: dict[str, Any]) -> None:
         self._workers = [it["pid"] for it in status["workers"] if it["pid"]]

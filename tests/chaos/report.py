@@ -20,12 +20,12 @@ class FaultReport:
     fault: str
     kind: str
     planned_s: float
+    rebalances: dict[str, int]
+    duplicates: dict[str, int]
+    in_flight: dict[str, int]
+    """Read and not committed on all replicas before each of its rebalances, added up: the duplicates' bound."""
     began_s: float | None = None
     ended_s: float | None = None
-    rebalances: dict[str, int] = field(default_factory=dict)
-    duplicates: dict[str, int] = field(default_factory=dict)
-    in_flight: dict[str, int] = field(default_factory=dict)
-    """Read and not committed on all replicas before each of its rebalances, added up: the duplicates' bound."""
 
 
 @dataclass(slots=True)

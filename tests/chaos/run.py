@@ -106,7 +106,7 @@ class ChaosRun:
         self._console = console
         self._status = Status("", console=console) if console.is_terminal else None
         self._findings = Findings()
-        self._begun = time.monotonic()
+        self._begun: float | None = None
         self._committed: dict[str, dict[int, int]] = {task: {} for task in options.deliveries}
         self._commits: dict[str, list[tuple[int, int, int]]] = {task: [] for task in options.deliveries}
         self._effects: list[tuple[int, FaultReport]] = []
@@ -212,16 +212,22 @@ class ChaosRun:
     # -- faults
 
     async def _break_things(self, schedule: Sequence[Fault]) -> None:
-        """Begin each fault at its time, or as soon as its target has recovered; each ends by itself."""
+        """Begin each fault at its time, or as soon as its target has recovered; each ends by itself.
+
+        What comes after a fault that was late is as late, so that faults do not pile up.
+        """
+        late_s = 0.0
         async with asyncio.TaskGroup() as group:
             for fault in schedule:
-                report = FaultReport(str(fault), fault.kind, fault.at_s)
+                none = dict.fromkeys(self._committed, 0)
+                report = FaultReport(str(fault), fault.kind, fault.at_s, {**none}, {**none}, {**none})
                 self._report.faults.append(report)
-                await asyncio.sleep(fault.at_s - self._now_s())
+                await asyncio.sleep(fault.at_s + late_s - self._now_s())
                 if await self._recovered(lambda fault=fault: self._why_not_yet(fault)):  # type: ignore[misc]
                     self._mark(fault, report, begins=True)
                     await self._begin(fault)
                     group.create_task(self._end(fault, report))
+                late_s = max(late_s, (report.began_s or self._now_s()) - fault.at_s)
             await asyncio.sleep(self._options.minutes * 60 - self._now_s())
 
     async def _end(self, fault: Fault, report: FaultReport) -> None:
@@ -253,8 +259,10 @@ class ChaosRun:
             if not replica.kill_worker(0):
                 self._say(f"{fault}: there is none just now")
         elif fault.kind == Kind.KILL_REPLICA:
+            await replica.look(self._client)  # once more: nobody can ask it afterwards what it held
             replica.kill()
         elif fault.kind == Kind.PAUSE_REPLICA:
+            await replica.look(self._client)
             replica.pause()
         elif fault.kind == Kind.RESTART_REPLICA:
             await replica.terminate()
@@ -367,8 +375,7 @@ class ChaosRun:
             oracle, told = await self._judge(task, exactly_once=exactly_once)
             self._report.tasks[task] = told
             records += told.records
-            self._attribute(task, oracle)
-            told.rebalances = sum(it.rebalances.get(task, 0) for it in self._report.faults)
+            told.rebalances = self._attribute(task, oracle)
             for what, finding in oracle.findings.items():
                 self._findings[f"{task}: {what}"] = finding
         self._report.records_per_s = records / self._report.seconds
@@ -407,8 +414,8 @@ class ChaosRun:
             longest_partition_stall_s=partition_stall_s,
         )
 
-    def _attribute(self, task: str, oracle: TaskOracle) -> None:
-        """Say which fault brought which duplicates, and whether they were in flight."""
+    def _attribute(self, task: str, oracle: TaskOracle) -> int:
+        """Say which fault brought which duplicates, and whether they were in flight; how many rebalances there were."""
         rounds = rounds_of((at_ms, it.index) for it in self._replicas.values() for at_ms in it.assignments(task))
         processes = [process[task] for it in self._replicas.values() for process in it.samples]
         for duplicate in explain(rounds, oracle.duplicates, processes, MAX_IN_FLIGHT):
@@ -420,8 +427,9 @@ class ChaosRun:
                     (fault.duplicates, len(it.again)),
                     (fault.in_flight, it.in_flight),
                 ):
-                    counts[task] = counts.get(task, 0) + more
+                    counts[task] += more
         self._write_evidence(task, oracle, rounds)
+        return len(rounds)
 
     def _write_evidence(self, task: str, oracle: TaskOracle, rounds: Sequence[Round]) -> None:
         """For whoever looks for a reason: what the figures were computed from."""
@@ -456,13 +464,15 @@ class ChaosRun:
             self._report.logs = str(self._options.directory)
 
     def _now_s(self) -> float:
-        return time.monotonic() - self._begun
+        """Seconds since the load began."""
+        return time.monotonic() - self._begun if self._begun is not None else 0.0
 
     def _since_start_s(self, at_ms: int) -> float:
         return self._now_s() - (time.time() - at_ms / 1_000)
 
     def _say(self, text: str, when: str = "") -> None:
-        line = f"{when or f'{self._now_s():7.1f} s'}  {text}"
+        when = when or ("starting " if self._begun is None else f"{self._now_s():7.1f} s")
+        line = f"{when}  {text}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         with (self._options.directory / "chaos.log").open("a") as log:
             log.write(line + "\n")

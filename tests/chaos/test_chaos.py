@@ -12,8 +12,8 @@ import pytest
 from tests.chaos.replica import ROOT
 from tests.chaos.schedule import Kind
 
-SEED, MINUTES, RATE = 3, 1.0, 400
-DELIVERY = "at_least_once"
+SEED, MINUTES, RATE = 3, 1.0, 300
+DELIVERY = "both"
 
 
 @pytest.mark.usefixtures("kafka_available")
