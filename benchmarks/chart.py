@@ -65,7 +65,7 @@ def _step(most: float) -> float:
 
 
 def _end(most: float, step: float) -> float:
-    return math.ceil(most / step) * step
+    return max(math.ceil(most / step), 1) * step
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: int = 12, colour: str = "#1f2328") -> str:

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +254,8 @@ def judge(counted: dict[str, Any], samples: Sequence[Sample]) -> list[str]:
     """Put the medians beside the counts, and say what is wrong."""
     records = counted["records"]
     wrong = []
-    for name, fields in {"parent": "parent_mib", "workers": "workers_mib"}.items():
-        first, last = medians(samples, records, fields)
+    for name, field in {"parent": "parent_mib", "workers": "workers_mib"}.items():
+        first, last = medians(samples, records, field)
         growth = last / first - 1
         counted[f"{name}_first_tenth_mib"], counted[f"{name}_last_tenth_mib"] = first, last
         counted[f"{name}_growth_percent"] = round(100 * growth, 2)
@@ -315,8 +315,9 @@ def main() -> int:
         print(f"{key:<26} {value}")
     if given.out is not None:
         given.out.with_suffix(".svg").write_text(graph(counted, samples))
-        figures = {**counted, "samples": [asdict(it) for it in samples]}
-        given.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+        columns = {it.name: [getattr(one, it.name) for one in samples] for it in fields(Sample)}
+        lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in (counted | columns).items()]
+        given.out.with_suffix(".json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     for sentence in wrong:
         print(f"FAILED: {sentence}")
     return 1 if wrong else 0

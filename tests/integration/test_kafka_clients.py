@@ -266,3 +266,27 @@ def test_batches_survive_a_broker_that_comes_back(pausable: KafkaCluster, topic_
         assert await values_of(settings, topic, 21) == [b"first", *[b"%d" % number for number in range(20)]]
 
     run(main(), timeout_s=60)
+
+
+def test_batches_that_are_too_much_for_one_request_are_written_in_several(
+    kafka: str, topic_name: TopicName, run: Run
+) -> None:
+    async def main() -> None:
+        settings = KafkaSettings(bootstrap_servers=kafka)
+        topic, partitions = topic_name(), 20
+        async with KafkaAdmin(settings) as admin:
+            await admin.create_topics([NewTopic(topic, partitions, configs={"max.message.bytes": "12000000"})])
+        async with started(settings) as producer:
+            sending = []
+            for partition in range(partitions):
+                batch = producer.create_batch()
+                batch.append(timestamp=None, key=None, value=b"x" * 11_000_000, headers=())
+                sending.append(asyncio.ensure_future(producer.send_batch(batch, topic, partition)))
+            for sent in sending:
+                await (await sent)
+        async with KafkaAdmin(settings) as admin:
+            ends = await admin.end_offsets([TopicPartition(topic, number) for number in range(partitions)])
+        assert list(ends.values()) == [1] * partitions
+
+    # 220 MB in one request, and the broker would hang up.
+    run(main(), 60)

@@ -155,16 +155,16 @@ def produce(bootstrap_servers: str, topic: str, rows: Mapping[int, Sequence[Row]
     asyncio.run(go())
 
 
-def read_to_end(bootstrap_servers: str, topic: str, partitions: int) -> list[Record]:
+def read_to_end(bootstrap_servers: str, topic: str, partitions: int, *, uncommitted: bool = False) -> list[Record]:
     """Every record of a topic, by partition in the order of offsets."""
 
     async def go() -> list[Record]:
         settings = kafka_settings(bootstrap_servers)
         everything = [TopicPartition(topic, index) for index in range(partitions)]
-        async with KafkaAdmin(settings) as admin:
+        async with KafkaAdmin(settings, uncommitted=uncommitted) as admin:
             ends = await admin.end_offsets(everything)
         found: list[Record] = []
-        async with KafkaReader(settings) as reader:
+        async with KafkaReader(settings, uncommitted=uncommitted) as reader:
             reader.assign(dict.fromkeys(everything, 0))
             deadline = time.monotonic() + 60
             while sum(ends.values()) and any(

@@ -110,6 +110,14 @@ class Scripted(InferenceBackend):
         return True
 
 
+class Growing(InferenceBackend):
+    """Answers with as many bytes as a record asks for by ``bytes``."""
+
+    def execute(self, inputs: Rows) -> Rows:
+        """The id, and that many characters."""
+        return [{"id": record["id"], "pad": "y" * record.get("bytes", 0)} for record in inputs]
+
+
 class Broken(InferenceBackend):
     """Cannot be initialized."""
 

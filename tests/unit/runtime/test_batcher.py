@@ -190,4 +190,4 @@ class BatcherAgainstModel(RuleBasedStateMachine):
 
 
 TestBatcherAgainstModel = BatcherAgainstModel.TestCase
-TestBatcherAgainstModel.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestBatcherAgainstModel.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

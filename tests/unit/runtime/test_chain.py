@@ -289,4 +289,4 @@ class Chain(RuleBasedStateMachine):
 
 
 TestChain = Chain.TestCase
-TestChain.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
+TestChain.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)

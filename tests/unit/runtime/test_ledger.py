@@ -267,7 +267,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
 
 TestLedgerAgainstModel = LedgerAgainstModel.TestCase
-TestLedgerAgainstModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestLedgerAgainstModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 @given(st.permutations(range(8)))

@@ -212,7 +212,7 @@ class UnorderedAgainstModel(SequencerAgainstModel):
 TestPartitionOrderAgainstModel = PartitionOrderAgainstModel.TestCase
 TestKeyOrderAgainstModel = KeyOrderAgainstModel.TestCase
 TestUnorderedAgainstModel = UnorderedAgainstModel.TestCase
-MODEL = settings(max_examples=60, stateful_step_count=30, deadline=None)
+MODEL = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestPartitionOrderAgainstModel.settings = TestKeyOrderAgainstModel.settings = MODEL
 TestUnorderedAgainstModel.settings = MODEL
 

@@ -54,6 +54,14 @@ def test_the_shared_half_is_opened_again_when_a_quarter_of_it_is_free() -> None:
     assert looked_at(room, full | {0: (40, 0)}) == set()
 
 
+def test_with_one_partition_a_poll_that_is_out_fits_what_is_opened_behind_its_back() -> None:
+    room = Room(8, PLENTY)
+    assert looked_at(room, {0: (8, 0)}) == {0}
+    wanted = room.wanted(1)
+    opened = next(it for it in range(7, -1, -1) if looked_at(room, {0: (it, 0)}) == set())
+    assert opened + wanted == 8
+
+
 def test_one_large_value_is_taken_whatever_the_limit() -> None:
     room = Room(100, 10)
     room.divide(3)
@@ -160,7 +168,7 @@ class RoomAgainstModel(RuleBasedStateMachine):
 
 
 TestRoomAgainstModel = RoomAgainstModel.TestCase
-TestRoomAgainstModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestRoomAgainstModel.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 
 
 class Reading:
