@@ -118,7 +118,7 @@ class KafkaProducer:
     def _make(self, options: dict[str, Any], **more: Any) -> Any:
         """An aiokafka producer, not started. Raises SettingsError where the compression is not installed."""
         try:
-            return AIOKafkaProducer(
+            inner = AIOKafkaProducer(
                 **options,
                 **more,
                 acks="all",
@@ -132,6 +132,8 @@ class KafkaProducer:
                 setting="output.compression",
                 hint="pip install cramjam, or use gzip or none",
             ) from error
+        inner._message_accumulator._pending_batches = _Pending()  # noqa: SLF001
+        return inner
 
     async def stop(self) -> None:
         """Flush what was submitted, for as long as a request may take, and close the connections."""
@@ -259,6 +261,17 @@ class KafkaProducer:
         self._places.release()
         self._queued_bytes -= size
         self._fewer_bytes.set()
+
+
+class _Pending(set[Any]):
+    """aiokafka's batches on their way.
+
+    It takes a batch out twice that fails while it is about to be sent again, and its sender would end over that.
+    """
+
+    def remove(self, batch: Any) -> None:
+        """Take a batch out, if it is still there."""
+        self.discard(batch)
 
 
 class _Builder(KafkaBatchBuilder):  # type: ignore[misc] # aiokafka ships no types

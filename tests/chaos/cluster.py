@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 
 from deploy.kafka.kafka import KafkaCluster, free_ports
 from streamproc.broker.admin import KafkaAdmin
+from streamproc.broker.connection import all_topics, first_connection, read_topics
 from streamproc.broker.interface import NewTopic
 from streamproc.errors import BrokerError
 from streamproc.records import TopicPartition
@@ -27,6 +28,8 @@ from tests.chaos.schedule import EXTRA_REPLICA, NODES
 T = TypeVar("T")
 HEAP_MB = 384
 ASK_TIMEOUT_S = 5.0
+KNOWN_WITHIN_S = 60.0
+POLL_S = 0.1
 PROPERTIES = {
     # A transaction whose producer is gone is in the way of everyone who reads what is committed.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
@@ -106,10 +109,16 @@ class Cluster:
                 [NewTopic(name, partitions, NODES, configs) for name, partitions in topics.items()]
             )
 
-    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int] | None:
-        """The log ends; None while the cluster does not say."""
-        found: Mapping[TopicPartition, int] | None = await self._ask(lambda admin: admin.end_offsets(partitions))
-        return found
+    async def until_known(self, topics: Sequence[str]) -> None:
+        """Wait until every node tells its clients of these topics: one is enough for who creates them."""
+        for address in self.bootstrap_servers.split(","):
+            settings = KafkaSettings(bootstrap_servers=address)
+            async with asyncio.timeout(KNOWN_WITHIN_S), first_connection(settings, "chaos") as connection:
+                while True:
+                    known = await read_topics(connection.send(all_topics()), settings)
+                    if known.keys() >= set(topics):
+                        break
+                    await asyncio.sleep(POLL_S)
 
     async def committed(self, group: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int] | None:
         """A group's committed offsets; None while the cluster does not say."""

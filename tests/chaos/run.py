@@ -47,7 +47,9 @@ COMMIT_INTERVAL_MS = {"at_least_once": 500, "exactly_once": 100}
 SESSION_TIMEOUT_MS = 6_000
 MAX_IN_FLIGHT = 5_000
 RECOVERY_S = 90.0
-"""How long a replica may take to be ready again, and the cluster to be in sync, before that is a finding."""
+"""How long a replica may take to be ready again before that is a finding."""
+CLUSTER_RECOVERY_S = 300.0
+"""How long the cluster may take to be in sync: a node starts in seconds, or in a minute where the machine is busy."""
 PATIENCE_S = 5.0
 """What is waited for longer is told, this often."""
 CATCH_UP_S = 120.0
@@ -191,6 +193,7 @@ class ChaosRun:
         written = {f"{topic}.{output}": PARTITIONS for topic in tasks for output in ("results", "dead")}
         await self._cluster.create_topics(written, {"message.timestamp.type": "LogAppendTime"})
         await self._cluster.create_topics({f"{NAME}.metrics": 1}, {})
+        await self._cluster.until_known([*tasks, *written, f"{NAME}.metrics"])
 
     def _make_replicas(self) -> None:
         def committed(task: str, partition: int) -> int:
@@ -223,7 +226,7 @@ class ChaosRun:
                 report = FaultReport(str(fault), fault.kind, fault.at_s, {**none}, {**none}, {**none})
                 self._report.faults.append(report)
                 await asyncio.sleep(fault.at_s + late_s - self._now_s())
-                if await self._recovered(lambda fault=fault: self._why_not_yet(fault)):  # type: ignore[misc]
+                if await self._can_begin(fault):
                     self._mark(fault, report, begins=True)
                     await self._begin(fault)
                     group.create_task(self._end(fault, report))
@@ -288,13 +291,18 @@ class ChaosRun:
         else:
             await self._cluster.network.heal(replica.index, fault.node)
 
-    async def _why_not_yet(self, fault: Fault) -> str | None:
-        """What a fault has to wait for, so that every one of them meets a replica, or a cluster, that works."""
-        if fault.node is not None and (why := await self._cluster.why_not_in_sync()) is not None:
-            return f"the cluster is not whole: {why}"
-        if fault.replica is None or fault.kind == Kind.EXTRA_REPLICA:
-            return None
-        return await self._why_not_ready(fault.replica)
+    async def _can_begin(self, fault: Fault) -> bool:
+        """Wait until a fault meets a cluster, or a replica, that works; whether it does."""
+        if fault.node is not None and not await self._recovered(self._why_not_in_sync, CLUSTER_RECOVERY_S):
+            return False
+        return fault.replica in (None, EXTRA_REPLICA) or await self._ready(fault.replica or 0)
+
+    async def _why_not_in_sync(self) -> str | None:
+        why = await self._cluster.why_not_in_sync()
+        return None if why is None else f"the cluster is not whole: {why}"
+
+    async def _ready(self, index: int) -> bool:
+        return await self._recovered(lambda: self._why_not_ready(index), RECOVERY_S)
 
     async def _why_not_ready(self, index: int) -> str | None:
         replica = self._replicas[index]
@@ -306,11 +314,11 @@ class ChaosRun:
 
     async def _all_ready(self) -> None:
         for index in range(1, EXTRA_REPLICA):
-            await self._recovered(lambda index=index: self._why_not_ready(index))  # type: ignore[misc]
+            await self._ready(index)
 
-    async def _recovered(self, why_not: Callable[[], Awaitable[str | None]]) -> bool:
-        """Wait until there is no reason left, at most ``RECOVERY_S``; whether that was so."""
-        deadline = time.monotonic() + RECOVERY_S
+    async def _recovered(self, why_not: Callable[[], Awaitable[str | None]], limit_s: float) -> bool:
+        """Wait until there is no reason left; whether that was so within the limit."""
+        deadline = time.monotonic() + limit_s
         tell_at = time.monotonic() + PATIENCE_S
         while (why := await why_not()) is not None:
             if time.monotonic() > tell_at:
@@ -318,7 +326,7 @@ class ChaosRun:
                 self._say(f"waiting: {why}")
             if time.monotonic() > deadline:
                 self._say(why)
-                self._findings.add(f"not recovered within {RECOVERY_S:g} s", f"at {self._now_s():.1f} s: {why}")
+                self._findings.add(f"not recovered within {limit_s:g} s", f"at {self._now_s():.1f} s: {why}")
                 return False
             await asyncio.sleep(POLL_S)
         return True
