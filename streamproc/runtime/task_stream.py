@@ -22,9 +22,7 @@ import contextlib
 import logging
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
@@ -35,7 +33,6 @@ from streamproc.errors import (
     CommitRejectedError,
     InternalError,
     StreamprocError,
-    TaskStoppedError,
     TransactionAbortedError,
 )
 from streamproc.observe.metric_table import ProducerOutput
@@ -43,7 +40,6 @@ from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
     Batch,
     BatchReport,
-    Cause,
     Failure,
     Lease,
     Outcome,
@@ -55,7 +51,6 @@ from streamproc.records import (
 )
 from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.circuit import Circuit
-from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from streamproc.runtime.envelopes import batch_record
 from streamproc.runtime.isolation import Isolation, Retry, Split
@@ -64,6 +59,7 @@ from streamproc.runtime.pool import Reply
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
 from streamproc.runtime.source import Room, Source
+from streamproc.runtime.verdicts import Counts, Verdicts, count_of
 from streamproc.settings import Settings, Then
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
@@ -72,57 +68,8 @@ DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
 LONG_JOIN_S = 5.0
 LAST_FLUSH_S = 2.0
 LAST_COMMIT_S = 5.0
-LETTERS_EVERY_S = 10.0
-MAX_REASONS = 5
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Counts:
-    """Records of a task since the start."""
-
-    taken: int = 0
-    results: int = 0
-    dead: int = 0
-    dropped: int = 0
-    retried: int = 0
-
-
-class LetterLog:
-    """Says in the log that records became dead letters: how many, why, and where the last one was; not too often."""
-
-    def __init__(self, task: str, topic: str) -> None:
-        self._task = task
-        self._topic = topic
-        self._reasons: Counter[str] = Counter()
-        self._last: tuple[Failure, Record] | None = None
-        self._quiet_until = -math.inf
-
-    def add(self, failure: Failure, record: Record) -> None:
-        """Another one."""
-        self._reasons[f"{failure.cause}: {failure.stage} {failure.kind}"] += 1
-        self._last = (failure, record)
-
-    def log(self, now: float) -> None:
-        """Say what came since the last time, unless that is only just past."""
-        if self._last is None or now < self._quiet_until:
-            return
-        self._quiet_until = now + LETTERS_EVERY_S
-        failure, record = self._last
-        log.warning(
-            "task %s: %s became dead letters in topic %s (%s); the last: topic %s, partition %d, offset %d: %s",
-            *(self._task, count_of(self._reasons.total(), "record"), self._topic),
-            ", ".join(f"{reason} {count}" for reason, count in self._reasons.most_common(MAX_REASONS)),
-            *(record.topic, record.partition, record.offset, failure.message),
-        )
-        self._reasons.clear()
-        self._last = None
-
-
-def count_of(count: int, noun: str) -> str:
-    """A number with its noun: ``1 record``, ``2 records``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class TaskStream:
@@ -161,7 +108,6 @@ class TaskStream:
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
         self.batcher = Batcher(name, self._settings.batch, next_id)
         self.ledger = Ledger()
-        self._policies = {cause: self._settings.on_error.policy(cause) for cause in Cause}
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
         self.circuit = Circuit(self._settings.on_error.circuit)
         # A transaction holds an unbroken run of every partition, since it commits one offset for it.
@@ -190,7 +136,14 @@ class TaskStream:
         self.assigned = asyncio.Event()
         self.state = "starting"
         self.counts = Counts()
-        self._letters = LetterLog(name, self.topics.dead)
+        self._verdicts = Verdicts(
+            name,
+            self._settings.on_error,
+            topic=self.topics.dead,
+            metrics=metrics,
+            counts=self.counts,
+            on_stop=on_fatal,
+        )
         self.progress = 0
         """Batches that were executed, well or not, and commits: what moves while there is work and nothing is stuck."""
         self.commits = 0
@@ -237,7 +190,7 @@ class TaskStream:
             events=SinkEvents(
                 self._on_settled,
                 self._on_written,
-                self._on_dead,
+                self._verdicts.dead,
                 self._on_too_large,
                 self._on_refused,
                 self._on_transaction_lost,
@@ -290,7 +243,7 @@ class TaskStream:
     async def stop(self) -> None:
         """Commit what is settled, leave the group and close the connections."""
         self.state = "stopped"
-        self._letters.log(math.inf)
+        self._verdicts.log(math.inf)
         self._stop_waiting()
         for handle, _ in self._retries.values():
             handle.cancel()
@@ -468,7 +421,7 @@ class TaskStream:
             )
             return
         if any(outcome.statuses):
-            judged = self._judge(outcome)
+            judged = self._verdicts.judge(outcome)
             if judged is None:
                 return
             outcome = judged
@@ -476,53 +429,11 @@ class TaskStream:
             self._on_open()
         self._open_sink.write(self._sequencer.complete(outcome))
 
-    def _judge(self, outcome: Outcome) -> Outcome | None:
-        """The outcome with what the policy says of each failed record, by its cause; None where it says stop."""
-        statuses, values = bytearray(outcome.statuses), list(outcome.values)
-        failures: list[tuple[int, Failure]] = []
-        for index, (status, value) in enumerate(zip(statuses, values, strict=True)):
-            if status == Status.FAILED:
-                failure = value if isinstance(value, Failure) else decode_failure(value)
-                if self._policies[failure.cause].then == "stop":
-                    self._stop_for(failure, outcome.span.records[index])
-                    return None
-                failures.append((index, failure))
-        for index, failure in failures:
-            values[index] = failure
-            if self._policies[failure.cause].then == "drop":
-                statuses[index] = Status.DROPPED
-                self._on_dropped(failure)
-        return Outcome(outcome.span, bytes(statuses), values, outcome.report)
-
-    def _on_dropped(self, failure: Failure) -> None:
-        self._metrics.dropped(failure).inc()
-        self.counts.dropped += 1
-
     def _on_too_large(self, failure: Failure, record: Record) -> Then:
-        then = self._policies[failure.cause].then
-        if then == "stop":
-            self._stop_for(failure, record)
-        elif then == "drop":
-            self._on_dropped(failure)
         # To the circuit it was a result so far.
         if self.circuit.turned_bad(failure, self._clock()):
             self._on_open()
-        return then
-
-    def _stop_for(self, failure: Failure, record: Record) -> None:
-        on_error = self._settings.on_error
-        setting = "then" if on_error.then == "stop" else f"causes.{failure.cause}.then"
-        self._on_fatal(
-            TaskStoppedError(
-                f"task {self.name} stops, as tasks.{self.name}.on_error.{setting} says, at topic {record.topic}, "
-                f"partition {record.partition}, offset {record.offset}: {failure.stage} failed with {failure.kind}: "
-                f"{failure.message}; mend the record or the backend and start again, it is not committed",
-                task=self.name,
-                topic=record.topic,
-                partition=record.partition,
-                offset=record.offset,
-            )
-        )
+        return self._verdicts.of(failure, record)
 
     # -- results out
 
@@ -545,11 +456,6 @@ class TaskStream:
         if output == "results":
             self._metrics.records_out.inc(count)
             self.counts.results += count
-
-    def _on_dead(self, failure: Failure, record: Record) -> None:
-        self._letters.add(failure, record)
-        self._metrics.dead(failure).inc()
-        self.counts.dead += 1
 
     def _on_refused(self, output: str) -> None:
         self._metrics.producer_errors[cast("ProducerOutput", output)].inc()
@@ -604,7 +510,7 @@ class TaskStream:
         while True:
             await asyncio.sleep(self._settings.commit_interval_s)
             self._open_sink.send_metrics()
-            self._letters.log(self._clock())
+            self._verdicts.log(self._clock())
             try:
                 await self._commit()
             except TransactionAbortedError:

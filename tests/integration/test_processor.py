@@ -85,7 +85,8 @@ def everything(count: int) -> list[tuple[int, int]]:
 
 
 async def all_committed(broker: MemoryBroker, count: int) -> None:
-    await until(lambda: sum(broker.committed("app.main").values()) == count, f"{count} records are committed")
+    done = f"{count} records are committed"
+    await until(lambda: sum(broker.committed("app.main").values()) == count, done, deadline_s=90)
 
 
 def test_everything_is_delivered_once_and_committed() -> None:

@@ -1,0 +1,126 @@
+"""What becomes of a record that failed, by its cause: a dead letter, a deliberate drop, or the end of the processor.
+
+Passive but for the log. Whatever is given up is counted, and the log says so from time to time: how many, why, and
+where the last one was.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from streamproc.errors import TaskStoppedError
+from streamproc.observe.metrics import TaskMetrics
+from streamproc.records import Cause, Failure, Outcome, Record, Status
+from streamproc.runtime.codec import decode_failure
+from streamproc.settings import ErrorSettings, Then
+
+SAY_EVERY_S = 10.0
+MAX_REASONS = 5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counts:
+    """Records of a task since the start."""
+
+    taken: int = 0
+    results: int = 0
+    dead: int = 0
+    dropped: int = 0
+    retried: int = 0
+
+
+class Verdicts:
+    """The failed records of one task."""
+
+    def __init__(
+        self,
+        task: str,
+        settings: ErrorSettings,
+        *,
+        topic: str,
+        metrics: TaskMetrics,
+        counts: Counts,
+        on_stop: Callable[[TaskStoppedError], None],
+    ) -> None:
+        """``topic`` is that of the dead letters; ``on_stop`` is told where the settings say to stop."""
+        self._task = task
+        self._settings = settings
+        self._policies = {cause: settings.policy(cause) for cause in Cause}
+        self._topic = topic
+        self._metrics = metrics
+        self._counts = counts
+        self._on_stop = on_stop
+        self._reasons: Counter[str] = Counter()
+        self._last: tuple[Failure, Record] | None = None
+        self._quiet_until = -math.inf
+
+    def judge(self, outcome: Outcome) -> Outcome | None:
+        """The outcome with what the policy says of each failed record, by its cause; None where it says stop."""
+        statuses, values = bytearray(outcome.statuses), list(outcome.values)
+        for index, (status, value) in enumerate(zip(statuses, values, strict=True)):
+            if status == Status.FAILED:
+                values[index] = value if isinstance(value, Failure) else decode_failure(value)
+        failures = [(index, value) for index, value in enumerate(values) if isinstance(value, Failure)]
+        for index, failure in failures:
+            if self._policies[failure.cause].then == "stop":
+                self.of(failure, outcome.span.records[index])
+                return None
+        for index, failure in failures:
+            if self.of(failure, outcome.span.records[index]) == "drop":
+                statuses[index] = Status.DROPPED
+        return Outcome(outcome.span, bytes(statuses), values, outcome.report)
+
+    def of(self, failure: Failure, record: Record) -> Then:
+        """What the policy says of a record; what is to be dropped is counted as that, and a stop is told."""
+        then = self._policies[failure.cause].then
+        if then == "drop":
+            self._metrics.dropped(failure).inc()
+            self._counts.dropped += 1
+        elif then == "stop":
+            self._on_stop(self._stop(failure, record))
+        return then
+
+    def dead(self, failure: Failure, record: Record) -> None:
+        """A record became a dead letter."""
+        self._reasons[f"{failure.cause}: {failure.stage} {failure.kind}"] += 1
+        self._last = (failure, record)
+        self._metrics.dead(failure).inc()
+        self._counts.dead += 1
+
+    def log(self, now: float) -> None:
+        """Say what became dead letters since the last time, unless that is only just past."""
+        if self._last is None or now < self._quiet_until:
+            return
+        self._quiet_until = now + SAY_EVERY_S
+        failure, record = self._last
+        log.warning(
+            "task %s: %s became dead letters in topic %s (%s); the last: topic %s, partition %d, offset %d: %s",
+            *(self._task, count_of(self._reasons.total(), "record"), self._topic),
+            ", ".join(f"{reason} {count}" for reason, count in self._reasons.most_common(MAX_REASONS)),
+            *(record.topic, record.partition, record.offset, failure.message),
+        )
+        self._reasons.clear()
+        self._last = None
+
+    def _stop(self, failure: Failure, record: Record) -> TaskStoppedError:
+        setting = "then" if self._settings.then == "stop" else f"causes.{failure.cause}.then"
+        return TaskStoppedError(
+            f"task {self._task} stops, as tasks.{self._task}.on_error.{setting} says, at topic {record.topic}, "
+            f"partition {record.partition}, offset {record.offset}: {failure.stage} failed with {failure.kind}: "
+            f"{failure.message}; mend the record or the backend and start again, it is not committed",
+            task=self._task,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+        )
+
+
+def count_of(count: int, noun: str) -> str:
+    """A number with its noun: ``1 record``, ``2 records``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
