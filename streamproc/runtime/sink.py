@@ -10,7 +10,8 @@ Records keep their key, and their partition where the output topic has as many a
 chooses it, as Kafka's own clients do.
 
 With transactions, ``hold`` keeps new outcomes back until ``release``, so that what was written before can be committed
-as a whole; a transaction that was given up is reported through ``on_aborted``, and ``reset`` forgets what it held.
+as a whole, and refuses where it is no whole: a lane has ended with rows that nobody knows to be written. A transaction
+that was given up is reported through ``on_aborted``, and ``reset`` forgets what it held.
 
 Invariants: ``on_settled`` is called once per span, after every record of it that is to be written is acknowledged; a
 result too large for its topic is found before anything is sent, because a batch that the broker refuses would break the
@@ -131,6 +132,9 @@ class Sink:
         self._metrics_rows: list[Row] = []
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._failed = False
+        """Whether no lane sends anything any more."""
+        self._torn = False
+        """Whether a lane was ended before what it had was acknowledged, other lanes' rows of the same spans perhaps were."""
         self._held: list[Outcome] | None = None
         """What came since ``hold``, if it was called."""
 
@@ -175,11 +179,19 @@ class Sink:
             await asyncio.wait(tasks, timeout=METRICS_GRACE_S)
 
     async def hold(self) -> None:
-        """Keep back what comes from now on, and wait until everything before is acknowledged, metrics too."""
+        """Keep back what comes from now on, and wait until everything before is acknowledged, metrics too.
+
+        Raises TransactionAbortedError where that cannot be, since a lane was ended in the middle.
+        """
         self.send_metrics()
         self._held = self._held or []
         while tasks := [lane.task for lane in self._lanes.values() if lane.task is not None]:
             await asyncio.wait(tasks)
+        if self._torn:
+            raise TransactionAbortedError(
+                "not all that was written is acknowledged, so that the transaction is given up; nothing of it is "
+                "visible, and its records are processed again"
+            )
 
     def release(self) -> None:
         """Queue what was kept back, and no longer keep anything."""
@@ -203,6 +215,8 @@ class Sink:
     def reset(self) -> None:
         """Forget everything that is on its way or waits: its transaction was given up."""
         lanes, self._lanes = list(self._lanes.values()), {}
+        self._metrics_rows.clear()
+        self._torn = False
         if self._held is not None:
             self._held.clear()
         current = asyncio.current_task()
@@ -215,6 +229,7 @@ class Sink:
         """End the lanes without waiting for the broker; what is not acknowledged is not settled."""
         self._failed = True
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        self._torn = self._torn or bool(tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -306,7 +321,7 @@ class Sink:
                 "metrics records are lost, since topic %s, partition %d, refuses them: %s", name, partition, error
             )
         elif not self._failed:
-            self._failed = True
+            self._failed = self._torn = True
             message = f"records cannot be written to topic {name}, partition {partition}: {error}"
             known = isinstance(error, BrokerError)
             self._events.on_error(
@@ -350,7 +365,7 @@ class Sink:
             raise AssertionError("only results are refused, and they have a receipt")
         then = self._events.on_too_large(failure, record)
         if then == "stop":
-            self._failed = True
+            self._failed = self._torn = True
             return False
         parcel.cursor += 1
         if then == "drop":

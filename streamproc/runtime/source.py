@@ -154,6 +154,16 @@ class Source:
         self._assigned -= partitions
         self.paused -= partitions
 
+    def suspend(self, partitions: set[TopicPartition]) -> None:
+        """Read nothing of these until ``go_on``, or until they are assigned anew."""
+        self.revoked(partitions)
+        self._consumer.pause(*partitions)
+
+    def go_on(self, partitions: set[TopicPartition]) -> None:
+        """Read these again, as far as there is room and the owner wants them."""
+        self._consumer.resume(*partitions)
+        self.assigned(partitions)
+
     def relieved(self) -> None:
         """Something was settled: begin reading again if that made room enough."""
         if self.paused and not self._stopped and self._room.eased(*self._outstanding()):

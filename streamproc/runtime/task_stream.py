@@ -607,6 +607,7 @@ class TaskStream:
                 await self._commit()
         self._delivery.reassigned()
         self._end_leases(partitions)
+        self.source.revoked(partitions)  # again: a recovery may have ended meanwhile, and gone on with them
         for partition in partitions:
             self._metrics.forget(partition)
         self.assigned.clear()
@@ -628,11 +629,13 @@ class TaskStream:
         """End the leases of the partitions that were read from; the offset at which each was begun."""
         begun = {it.partition: it.first_offset for it in self.ledger.partitions() if it.first_offset is not None}
         self._end_leases(begun)
+        self.source.suspend(set(begun))
         return begun
 
     def resume(self, partitions: Iterable[TopicPartition]) -> None:
         """Begin new leases of partitions that are read again from their committed offsets."""
         leases = self.ledger.open(partitions)
+        self.source.go_on({lease.partition for lease in leases})
         log.info("task %s: reading %s again", self.name, count_of(len(leases), "partition"))
 
     def _on_transaction_lost(self, error: BaseException) -> None:

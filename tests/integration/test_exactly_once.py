@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
-from streamproc.errors import BrokerAuthorizationError, TransactionAbortedError
+from streamproc.errors import (
+    BrokerAuthorizationError,
+    BrokerError,
+    CommitRejectedError,
+    SinkError,
+    TransactionAbortedError,
+)
 from streamproc.records import TopicPartition
 from streamproc.testing import MemoryBroker
 from tests.integration.test_processor import (
@@ -160,6 +168,67 @@ def test_random_faults_leave_every_result_exactly_once_and_in_order(seed: int) -
             await watched(broker, lambda: committed(broker) == total, "all is committed")
         found = sources(broker.records("in.results"))
         assert found == everything(total)
+
+    run(test)
+
+
+def test_a_span_of_which_only_a_part_was_written_is_not_committed_at_the_end() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        with pytest.raises(SinkError, match="in.results"):
+            async with processing(broker, task=EXACTLY_ONCE) as processor:
+                # Results and dead letters of one span: the first batch is refused, and the second is taken.
+                broker.fail_next("write", BrokerError("the disk is full"))
+                put(broker, PARTITIONS)
+                put(broker, PARTITIONS, start=PARTITIONS, do="refuse")
+                await processor.wait()
+        assert visible_and_committed_agree(broker)
+        async with processing(broker, task=EXACTLY_ONCE):
+            await watched(broker, lambda: committed(broker) == 2 * PARTITIONS, "all is committed")
+        assert sources(broker.records("in.results")) == everything(PARTITIONS)
+
+    run(test)
+
+
+def test_metrics_records_of_an_aborted_transaction_do_not_come_with_the_next() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        put(broker, 20)
+        # Nothing but an abort comes between the batches' reports and their being sent.
+        slow = {**EXACTLY_ONCE, "commit_interval_ms": 4_000}
+        async with processing(broker, task=slow) as processor:
+            broker.fail_next("write", GONE)
+            await until(lambda: processor.metrics.task("main").transactions_aborted._value.get() == 1, "it is aborted")
+            ledger = processor.tasks["main"].ledger
+            await until(lambda: sum(ledger.committable().values()) == 20, "all is written again")
+        told = [json.loads(record.value or b"") for record in broker.records("app.metrics")]
+        assert sum(it["records"] for it in told) == 20
+        assert sources(broker.records("in.results")) == everything(20)
+
+    run(test)
+
+
+def test_nothing_is_read_in_vain_while_a_transaction_is_being_given_up() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        put(broker, 30)
+        async with processing(broker, task=EXACTLY_ONCE, kafka={"session_timeout_ms": 1_000}) as processor:
+            await watched(broker, lambda: committed(broker) == 30, "the first records are done")
+            task = processor.tasks["main"]
+            # The group tells of nothing, so that the recovery waits for a session.
+            broker.fail_next("commit_transaction", CommitRejectedError("the group has moved on"))
+            put(broker, 30, start=30)
+            await until(lambda: processor.metrics.task("main").transactions_aborted._value.get() == 1, "it is aborted")
+            before = [task.consumer.position(TopicPartition("in", it)) for it in range(PARTITIONS)]
+            put(broker, 300, start=60)
+            while not task.ledger.leases():
+                assert [task.consumer.position(TopicPartition("in", it)) for it in range(PARTITIONS)] in (
+                    before,
+                    [broker.committed("app.main")[TopicPartition("in", it)] for it in range(PARTITIONS)],
+                )
+                await asyncio.sleep(0)
+            await watched(broker, lambda: committed(broker) == 360, "all is committed")
+        assert sources(broker.records("in.results")) == everything(360)
 
     run(test)
 
