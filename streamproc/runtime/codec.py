@@ -158,9 +158,9 @@ def encode_failure(failure: Failure) -> bytes:
 
 
 def decode_failure(value: bytes | memoryview) -> Failure:
-    """The failure that ``encode_failure`` wrote."""
+    """The failure that ``encode_failure`` wrote. Raises ValueError, KeyError or TypeError where it did not."""
     fields = orjson.loads(value)
-    return Failure(fields["stage"], fields["kind"], fields["message"], retriable=False)
+    return Failure(str(fields["stage"]), str(fields["kind"]), str(fields["message"]), retriable=False)
 
 
 class Envelope:

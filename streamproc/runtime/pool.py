@@ -35,16 +35,20 @@ from typing import Any
 import psutil
 
 from streamproc.errors import InternalError, StreamprocError, WorkerStartError
-from streamproc.records import Batch, Failure
+from streamproc.records import Batch, Failure, Status
+from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
     Frame,
     FrameReceiver,
     Kind,
     Segment,
+    WireError,
+    are_metrics,
     batch_parts,
     decode_reply,
     encode_frame,
+    read_reply,
 )
 from streamproc.settings import PoolSettings
 
@@ -288,7 +292,7 @@ class Pool:
         if self._stopping:
             self._kill(worker, "stopped")
         transport, _ = await loop.create_unix_connection(
-            lambda: FrameReceiver(lambda frame: self._on_frame(worker, frame), lambda: self._on_disconnected(worker)),
+            lambda: self._receiver(worker),
             sock=ours,
         )
         worker.transport = transport
@@ -399,6 +403,19 @@ class Pool:
             self._settings.batch_timeout_s, self._kill, worker, "deadline"
         )
 
+    def _receiver(self, worker: Worker) -> FrameReceiver:
+        return FrameReceiver(
+            lambda frame: self._on_frame(worker, frame),
+            lambda why: self._on_garbage(worker, why),
+            lambda: self._on_disconnected(worker),
+            max_body_bytes=self._settings.shared_memory_threshold_bytes,
+        )
+
+    def _on_garbage(self, worker: Worker, why: str) -> None:
+        """The user's code wrote to the worker's socket, say: no answer of this worker can be believed any more."""
+        worker.ready = False
+        self._kill(worker, f"its answers cannot be understood: {why}")
+
     def _on_frame(self, worker: Worker, frame: Frame) -> None:
         try:
             if frame.kind in (Kind.REPLY, Kind.FAILED):
@@ -406,40 +423,28 @@ class Pool:
             elif frame.kind in (Kind.READY, Kind.NOT_READY):
                 self._on_readiness(worker, frame)
             elif frame.kind is Kind.START_FAILED:
-                worker.start_message = str(frame.head["message"])
-                worker.start_hopeless = bool(frame.head["final"])
+                worker.start_message = str(frame.head.get("message", ""))
+                worker.start_hopeless = bool(frame.head.get("final"))
+            else:
+                raise WireError(f"a frame {frame.kind.name}, which workers do not send")
+        except WireError:
+            raise
         except Exception as error:  # noqa: BLE001 - in a callback of the loop it would only be logged
             self._events.on_fatal(InternalError(error, where="the answer of a worker"))
 
     def _on_answer(self, worker: Worker, frame: Frame) -> None:
-        head = frame.head
+        # The batch stays with the worker until its answer is known to be one.
+        answer = _answer(worker, frame)
         batch = worker.batches.popleft()
-        if batch.id != head["id"]:
-            raise AssertionError(f"worker {worker.index} answered batch {head['id']} instead of {batch.id}")
         self._cancel_timer(worker)
         worker.running_since = None
         worker.batches_done += 1
         if worker.batches:
             self._begin(worker)
-        if frame.kind is Kind.FAILED:
-            failure = Failure(head["stage"], head["kind"], head["message"], head["retriable"])
-            self._events.on_failed(batch, failure, True, worker.index)
+        if isinstance(answer, Failure):
+            self._events.on_failed(batch, answer, True, worker.index)
         else:
-            if (size := head.get("shared")) is not None:
-                frame.body = worker.segments[BATCHES_PER_WORKER + head["slot"]].read(size)
-            statuses, values = decode_reply(frame.body, batch.size)
-            self._events.on_reply(
-                Reply(
-                    batch=batch,
-                    worker=worker.index,
-                    statuses=statuses,
-                    values=values,
-                    metrics=head["metrics"],
-                    decode_ms=head["decode_ms"],
-                    encode_ms=head["encode_ms"],
-                    wall_ms=head["wall_ms"],
-                )
-            )
+            self._events.on_reply(answer)
         if worker.state == "retiring" and not worker.batches:
             self._dismiss(worker)
         elif worker.state == "ready":
@@ -449,7 +454,7 @@ class Pool:
     def _on_readiness(self, worker: Worker, frame: Frame) -> None:
         if worker.state == "starting":
             self._cancel_timer(worker)
-            worker.initialize_s = frame.head["initialize_s"]
+            worker.initialize_s = _number(frame.head, "initialize_s")
             worker.state = "ready"
             self._failed_starts.pop(worker.index, None)
             self.initialized.set()
@@ -514,6 +519,48 @@ class Pool:
         if worker.transport is not None:
             worker.transport.write(encode_frame(Kind.STOP, {}))
         worker.timer = asyncio.get_running_loop().call_later(EXIT_GRACE_S, self._kill, worker, "recycled")
+
+
+def _answer(worker: Worker, frame: Frame) -> Reply | Failure:
+    """What a frame says of the batch that its worker runs. Raises WireError where it cannot be an answer to that."""
+    head = frame.head
+    batch = worker.batches[0] if worker.batches else None
+    if batch is None or batch.id != head.get("id"):
+        raise WireError(f"an answer to batch {head.get('id')!r:.40}, which the worker does not run")
+    try:
+        if frame.kind is Kind.FAILED:
+            stage, kind, message = (str(head[name]) for name in ("stage", "kind", "message"))
+            return Failure(stage, kind, message, bool(head["retriable"]))
+        if (size := head.get("shared")) is not None:
+            segment = worker.segments[BATCHES_PER_WORKER : 2 * BATCHES_PER_WORKER][head["slot"]]
+            statuses, values = read_reply(segment, size, batch.size)
+        else:
+            statuses, values = decode_reply(frame.body, batch.size)
+        if any(statuses):
+            for status, value in zip(statuses, values, strict=True):
+                if status == Status.FAILED:
+                    decode_failure(value)
+        if not are_metrics(head["metrics"]):
+            raise WireError("a reply whose metrics are none")
+    except (LookupError, TypeError, ValueError, OverflowError, OSError) as error:
+        raise WireError(f"an answer with something wrong in it: {type(error).__name__}") from error
+    return Reply(
+        batch=batch,
+        worker=worker.index,
+        statuses=statuses,
+        values=values,
+        metrics=head["metrics"],
+        decode_ms=_number(head, "decode_ms"),
+        encode_ms=_number(head, "encode_ms"),
+        wall_ms=_number(head, "wall_ms"),
+    )
+
+
+def _number(head: dict[str, Any], name: str) -> float:
+    value = head.get(name)
+    if not isinstance(value, int | float):
+        raise WireError(f"a frame without {name}")
+    return float(value)
 
 
 def _describe_exit(code: int | None) -> str:

@@ -229,7 +229,7 @@ class Worker:
 
     def serve(self) -> int:
         """Run until the parent says stop; the process's exit code."""
-        setup = read_frame(self._connection)
+        setup = read_frame(self._connection, 0)
         if setup is None or setup.kind is not Kind.SETUP:
             return 0
         configure_logging(LoggingSettings.model_validate(setup.head["logging"]), sys.stderr, worker=setup.head["index"])
@@ -245,7 +245,7 @@ class Worker:
             if not self._wait_for_frame():
                 self._report_readiness({})
                 continue
-            frame = read_frame(self._connection)
+            frame = read_frame(self._connection, self._threshold)
             if frame is None or frame.kind is Kind.STOP:
                 return 0
             self._answer(frame)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class Scripted(InferenceBackend):
             return {"id": record["id"], "value": os.environ.get(record["name"])}
         if action == "surrogate":
             raise ValueError("half a pair: \ud800")
+        if action == "print":
+            os.write(int(sys.argv[1]), record["text"].encode())
         if action == "fork":
             with subprocess.Popen(["sleep", "600"]) as child:
                 Path(record["child"]).write_text(str(child.pid))
