@@ -426,7 +426,7 @@ class Pool:
                 worker.start_message = str(frame.head.get("message", ""))
                 worker.start_hopeless = bool(frame.head.get("final"))
             else:
-                raise WireError(f"a frame {frame.kind.name}, which workers do not send")
+                self._on_garbage(worker, f"a frame {frame.kind.name}, which workers do not send")
         except WireError:
             raise
         except Exception as error:  # noqa: BLE001 - in a callback of the loop it would only be logged

@@ -196,9 +196,7 @@ def decode_reply(body: memoryview | bytes, count: int) -> tuple[bytes, list[memo
     ends = list(accumulate(array("I", view[count : 5 * count].tobytes()), initial=0))
     payload = view[5 * count :]
     if ends[-1] != len(payload) or statuses.translate(None, _RESULT_OR_FAILED):
-        raise WireError(
-            f"a reply whose statuses or lengths are wrong: {ends[-1]} bytes of values, and {len(payload)} came"
-        )
+        raise WireError(f"a reply with wrong statuses, or values of {ends[-1]} bytes, of which {len(payload)} came")
     return statuses, [payload[start:stop] for start, stop in pairwise(ends)]
 
 

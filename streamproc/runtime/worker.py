@@ -33,7 +33,14 @@ from pydantic import ValidationError
 
 from streamproc.backend.record_error import RecordError
 from streamproc.backend.tasks import resolve_task
-from streamproc.errors import BackendError, InferenceBackendLoadError, PreprocessorInitError, StreamprocError
+from streamproc.errors import (
+    BackendError,
+    InferenceBackendLoadError,
+    PreprocessorInitError,
+    StreamprocError,
+    name_of_type,
+    text_of,
+)
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.records import Failure, Status
@@ -45,6 +52,8 @@ from streamproc.runtime.wire import (
     Frame,
     Kind,
     Segment,
+    WireError,
+    are_metrics,
     decode_batch,
     read_frame,
     reply_parts,
@@ -136,13 +145,20 @@ class TaskRunner:
 
     def _run_backend(self, records: list[dict[str, Any]]) -> tuple[Sequence[Any], dict[str, Any]]:
         try:
-            outputs = self._backend(records)
+            # A list of the user's own type may count otherwise than it iterates.
+            outputs = list(self._backend(records))
             metrics: dict[str, Any] = self._backend.get_metrics().model_dump()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            # Cancellations and exits are the user's as well: the worker itself is ended by other means.
             raise BatchFailedError(_describe(error, self._base_dir)) from error
         if len(outputs) != len(records):
             message = f"the backend answered {len(outputs)} outputs for {len(records)} records; return one per record"
             raise BatchFailedError(Failure("output", "WrongOutputCount", message, retriable=False))
+        if not are_metrics(metrics):
+            message = (
+                "get_metrics() of the backend gives other times than milliseconds by step; return ExecutionMetrics"
+            )
+            raise BatchFailedError(Failure("output", "WrongMetrics", message, retriable=False))
         return outputs, metrics
 
     def _encode(
@@ -176,17 +192,16 @@ class TaskRunner:
 def _encode_output(output: Any) -> bytes | Failure:
     if type(output) is not dict:
         if isinstance(output, RecordError):
-            return Failure("execute", "RecordError", shorten(str(output.reason)), retriable=False)
+            return Failure("execute", "RecordError", shorten(text_of(output.reason)), retriable=False)
         if not isinstance(output, dict):
-            kind = type(output).__name__
+            kind = name_of_type(output)
             message = f"the backend's output for this record is of type {kind}; return a dict or a RecordError"
             return Failure("output", "NotAnObject", message, retriable=False)
     try:
         encoded = encode(output)
-    except (TypeError, ValueError, RecursionError) as error:
-        return Failure(
-            "encode", type(error).__name__, shorten(f"the output has no JSON form: {error}"), retriable=False
-        )
+    except BaseException as error:  # noqa: BLE001 - converting calls methods of the user's objects
+        message = shorten(f"the output has no JSON form: {text_of(error)}")
+        return Failure("encode", name_of_type(error), message, retriable=False)
     if len(encoded) > MAX_REPLY_VALUE_BYTES // 2:
         return Failure("encode", "OutputTooLarge", f"the output is {len(encoded)} bytes as JSON", retriable=False)
     return encoded
@@ -195,12 +210,13 @@ def _encode_output(output: Any) -> bytes | Failure:
 def _describe(error: BaseException, base_dir: str) -> Failure:
     """The step, the type and the sentence of an exception from the backend, with the line of the user's that raised."""
     cause = error.__cause__
-    step = _STEP.match(str(error))
+    said = text_of(error)
+    step = _STEP.match(said)
     name = step.group(1) if step else "execute"
     if cause is None:
-        return Failure(name, type(error).__name__, shorten(str(error) or repr(error)))
-    text = f"{name}() raised {type(cause).__name__}: {cause}{_place(cause, base_dir)}"
-    return Failure(name, type(cause).__name__, shorten(text))
+        return Failure(name, name_of_type(error), shorten(said or f"{name_of_type(error)}()"))
+    text = f"{name}() raised {name_of_type(cause)}: {text_of(cause)}{_place(cause, base_dir)}"
+    return Failure(name, name_of_type(cause), shorten(text))
 
 
 def _place(error: BaseException, base_dir: str) -> str:
@@ -276,7 +292,7 @@ class Worker:
         try:
             ready = not self._has_ready or bool(self._backend.ready())
         except Exception as error:  # noqa: BLE001 - the user's code; not ready is the safe reading
-            log.warning("ready() raised %s: %s", type(error).__name__, error)
+            log.warning("ready() raised %s: %s", name_of_type(error), text_of(error))
             ready = False
         if first or ready != self._ready:
             self._ready = ready
@@ -292,7 +308,7 @@ class Worker:
             body = decode_batch(frame.body, count)
             payload = memoryview(frame.body)[24 * count :]
             reply = self._runners[head["task"]].run(head["spans"], body, payload, (started - head["opened_at"]) * 1_000)
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not cost the worker
+        except BaseException as error:  # noqa: BLE001 - neither a fault of ours nor the user's may cost the worker
             failure = error.failure if isinstance(error, BatchFailedError) else _describe(error, "")
             self._log_once(head["task"], failure, error)
             fields = {"stage": failure.stage, "kind": failure.kind, "message": failure.message}
@@ -309,8 +325,13 @@ class Worker:
         if seen not in self._logged and len(self._logged) < MAX_TRACEBACKS:
             self._logged.add(seen)
             level = logging.WARNING
-        cause = error.__cause__ or error
-        log.log(level, "task %s: the first of these: %s", task, failure.message, exc_info=cause.__cause__ or cause)
+        # Ours around the pipeline's around the user's; not by truth, which an exception may define.
+        for _ in range(2):
+            error = error if error.__cause__ is None else error.__cause__
+        try:
+            log.log(level, "task %s: the first of these: %s", task, failure.message, exc_info=error)
+        except BaseException:  # noqa: BLE001 - an exception of the user's may be unfit for printing
+            log.log(level, "task %s: the first of these: %s", task, failure.message)
 
     def _reply(self, batch_id: int, started: float, reply: Reply) -> None:
         head: dict[str, Any] = {
@@ -334,7 +355,9 @@ def _warm_up(task: str, runner: Callable[[list[dict[str, Any]]], Any], records: 
     try:
         runner(records)
     except Exception as error:
-        raise BackendError(f"the warm-up of task {task} on {len(records)} sample records failed: {error}") from error
+        raise BackendError(
+            f"the warm-up of task {task} on {len(records)} sample records failed: {text_of(error)}"
+        ) from error
 
 
 def _start_failure(error: Exception) -> dict[str, Any]:
@@ -344,8 +367,8 @@ def _start_failure(error: Exception) -> dict[str, Any]:
         where = ".".join(["backend.config", *map(str, first["loc"])])
         message = f"{where}: {first['msg']}; the backend's own configuration model says so"
         return {"message": shorten(message), "final": True}
-    text = str(error) or repr(error)
-    message = text if isinstance(error, StreamprocError) else f"{type(error).__name__}: {text}"
+    text = text_of(error)
+    message = text if isinstance(error, StreamprocError) else f"{name_of_type(error)}: {text}"
     return {"message": shorten(message), "final": isinstance(error, InferenceBackendLoadError | PreprocessorInitError)}
 
 
@@ -391,4 +414,7 @@ def main() -> None:
             code = Worker(connection, segments).serve()
         except (BrokenPipeError, ConnectionResetError):
             code = 0
+        except WireError as error:
+            log.critical("the worker cannot understand its parent: %s", error)  # the user's code read from the socket
+            code = 1
     sys.exit(code)
