@@ -31,6 +31,7 @@ from aiokafka import errors as kafka
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
+from streamproc.broker import header_names
 from streamproc.broker.connection import check_group, check_topics, client_options, first_connection, is_embedded
 from streamproc.broker.interface import OffsetReset, Rebalanced
 from streamproc.broker.offsets import corrected_ends
@@ -38,6 +39,8 @@ from streamproc.broker.translation import rejected, translate
 from streamproc.errors import BrokerUnreachableError, CommitRejectedError, StreamprocError
 from streamproc.records import Record, TopicPartition
 from streamproc.settings import KafkaSettings
+
+header_names.install()
 
 _HEARTBEAT_MS = 1_000
 _EMBEDDED_SESSION_MS = 6_000
