@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NODES ?= 1
+MINUTES ?= 10
 
-.PHONY: help install demo test test-unit lint format bench kafka kafka-down constraints clean
+.PHONY: help install demo test test-unit fuzz lint format bench kafka kafka-down constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,6 +26,10 @@ test: install ## every test; those that need Kafka are skipped where Java or Mav
 
 test-unit: install ## the tests that take milliseconds
 	$(BIN)/python -m pytest tests/unit
+
+fuzz: install ## fuzz wire format, settings and decoding; MINUTES=10 each, TARGET=wire|settings|decoding, SEED=1
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz
+	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET)) $(if $(SEED),--seed $(SEED))
 
 lint: install ## ruff and mypy, strict
 	$(BIN)/ruff check .
@@ -48,4 +53,4 @@ constraints: install ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip | grep '==' > constraints.txt
 
 clean: ## remove what was built
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import socket
 from dataclasses import dataclass, field
@@ -133,6 +134,10 @@ def _pairs(statuses: bytes, values: list[memoryview]) -> list[tuple[int, bytes]]
     return [(status, bytes(value)) for status, value in zip(statuses, values, strict=True)]
 
 
+def _piece(take: Take) -> int:
+    return 1 + take.below(256) if take.left else 4_096
+
+
 class _Pieces:
     """The worker's end of a socket that hands over a stream in pieces."""
 
@@ -143,7 +148,7 @@ class _Pieces:
     def recv_into(self, view: memoryview) -> int:
         if not self._stream or not len(view):
             return 0
-        size = min(len(view), len(self._stream), 1 + self._take.below(256))
+        size = min(len(view), len(self._stream), _piece(self._take))
         view[:size], self._stream = self._stream[:size], self._stream[size:]
         return size
 
@@ -171,7 +176,7 @@ def _push(receiver: FrameReceiver, stream: bytes, take: Take, max_body_bytes: in
     while position < len(stream):
         buffer = receiver.get_buffer(-1)
         assert 0 < len(buffer) <= MAX_HEAD_BYTES + max_body_bytes
-        size = min(len(buffer), len(stream) - position, 1 + take.below(256))
+        size = min(len(buffer), len(stream) - position, _piece(take))
         buffer[:size] = stream[position : position + size]
         receiver.buffer_updated(size)
         position += size
@@ -227,6 +232,7 @@ class _Sent:
 
 _SEGMENTS = [Segment.create() for _ in range(2 * BATCHES_PER_WORKER)]
 _LOOP = asyncio.new_event_loop()
+atexit.register(_LOOP.close)
 
 
 def _answers(take: Take) -> None:
@@ -265,7 +271,18 @@ def _odd(usual: object, take: Take) -> object:
     """What is usually there, and rarely something else that JSON can hold."""
     if take.below(16):
         return usual
-    odd = [None, "text", [], {}, {"execution_times": [1]}, {"execution_times": {"execute": "x"}}, -1, 2**62, True, 1.5]
+    odd: list[object] = [
+        None,
+        "text",
+        [],
+        {},
+        {"execution_times": [1]},
+        {"execution_times": {"execute": "x"}},
+        -1,
+        2**62,
+        True,
+        1.5,
+    ]
     return take.one_of(odd)
 
 
