@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -88,14 +89,18 @@ def run(name: str, seconds: float, seed: int) -> tuple[Summary, list[str]]:
     last: deque[str] = deque(maxlen=80)
     begun = told = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace") as process:
-        for line in process.stderr or ():
-            summary.read(line)
-            last.append(line.rstrip("\n"))
-            now = time.monotonic()
-            if now - told >= PROGRESS_S:
-                told = now
-                _measure(summary, now - begun, corpus, before)
-                print(summary, flush=True)
+        try:
+            for line in process.stderr or ():
+                summary.read(line)
+                last.append(line.rstrip("\n"))
+                now = time.monotonic()
+                if now - told >= PROGRESS_S:
+                    told = now
+                    _measure(summary, now - begun, corpus, before)
+                    print(summary, flush=True)
+        except BaseException:
+            process.kill()
+            raise
     _measure(summary, time.monotonic() - begun, corpus, before)
     if process.returncode and summary.found is None:
         summary.found = f"the process ended with code {process.returncode}"
@@ -132,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("atheris") is None:
         print("atheris is not installed: make fuzz installs it, or pip install --group fuzz", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by which the fuzzing process is ended
     seed = options.seed if options.seed is not None else int(time.time())
     summaries = []
     for name in [options.target] if options.target else NAMES:

@@ -61,7 +61,9 @@ SEEDS = [
     *(bytes([mode, size, *range(size, 256, 7)]) for mode in (1, 2, 3, 4) for size in (0, 1, 3, 50)),
 ]
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="streamproc-fuzz-"))
+# In memory where there is such a folder: opening a file is most of the work.
+_SHM = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
+_FOLDER = Path(tempfile.mkdtemp(prefix="streamproc-fuzz-", dir=_SHM if _SHM.is_dir() else None))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 _FILE = _FOLDER / "streamproc.yaml"
 (_FOLDER / "topics").mkdir()
