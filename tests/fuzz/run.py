@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".fuzz"
 PROGRESS_S = 10.0
 INPUT_LIMIT_S = 10
-INPUT_LIMIT_BYTES = 2_048
+INPUT_LIMIT_BYTES = 1_024
 MEMORY_LIMIT_MB = 2_048
 _STATUS = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)/")
 _FOUND = re.compile(r"Test unit written to (\S+)")
@@ -82,8 +82,8 @@ def run(name: str, seconds: float, seed: int) -> tuple[Summary, list[str]]:
     command = [
         *(sys.executable, "-m", "tests.fuzz.guided", name),
         *(f"-max_total_time={max(1, round(seconds))}", f"-seed={seed}", f"-timeout={INPUT_LIMIT_S}"),
-        *(f"-max_len={INPUT_LIMIT_BYTES}", f"-rss_limit_mb={MEMORY_LIMIT_MB}", "-print_final_stats=1"),
-        *(f"-artifact_prefix={found}/", str(corpus)),
+        *(f"-max_len={INPUT_LIMIT_BYTES}", "-len_control=0", f"-rss_limit_mb={MEMORY_LIMIT_MB}"),
+        *("-print_final_stats=1", f"-artifact_prefix={found}/", str(corpus)),
     ]
     summary = Summary(name, seed)
     last: deque[str] = deque(maxlen=80)
