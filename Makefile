@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODES ?= 1
 RECORDS ?= 5000000
-SEED ?= 1
-MINUTES ?= 2
 RATE ?= 2000
 DELIVERY ?= both
+chaos: SEED ?= 1
+chaos: MINUTES ?= 2
+fuzz: MINUTES ?= 10
 
-.PHONY: help install demo test test-unit chaos lint format bench soak kafka kafka-down constraints clean
+.PHONY: help install demo test test-unit chaos fuzz lint format bench soak kafka kafka-down constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -33,6 +34,10 @@ test-unit: install ## the tests that take milliseconds
 
 chaos: install ## break things for a while and compare; SEED=1 MINUTES=2 RATE=2000 DELIVERY=both
 	$(BIN)/python -m tests.chaos.run --seed $(SEED) --minutes $(MINUTES) --rate $(RATE) --delivery $(DELIVERY)
+
+fuzz: install ## fuzz wire format, settings and decoding; MINUTES=10 each, TARGET=wire|settings|decoding, SEED=1
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz
+	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET)) $(if $(SEED),--seed $(SEED))
 
 lint: install ## ruff and mypy, strict
 	$(BIN)/ruff check .
@@ -61,4 +66,4 @@ constraints: install ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip | grep '==' > constraints.txt
 
 clean: ## remove what was built
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz

@@ -33,7 +33,21 @@ The names of the backend's errors are packflow's, so that code written for packf
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+
+def text_of(value: object) -> str:
+    """``str(value)`` of what the user's code made, whose own ``__str__`` may raise. Never raises."""
+    try:
+        return f"{value!s}"
+    except BaseException as error:  # noqa: BLE001 - whatever it raises, there is something else to be reported
+        return f"({name_of_type(value)}, whose text cannot be had: {name_of_type(error)})"
+
+
+def name_of_type(value: object) -> str:
+    """The name of a value's type, of at most 100 characters."""
+    return type.__dict__["__name__"].__get__(type(value))[:100]  # type: ignore[no-any-return]  # a metaclass may lie
 
 
 class StreamprocError(Exception):
@@ -43,21 +57,39 @@ class StreamprocError(Exception):
 
 
 class SettingsError(StreamprocError):
-    """A setting is wrong. ``setting`` is its dotted name, ``place`` the file and line or the environment variable."""
+    """A setting is wrong. ``setting`` is its dotted name, ``place`` the file and line or the environment variable.
+
+    The message is one line that can be printed, whatever was in the file.
+    """
 
     exit_code = 2
 
     def __init__(self, problem: str, *, setting: str = "", place: str = "", hint: str = "") -> None:
-        self.problem = problem
-        self.setting = setting
-        self.place = place
-        self.hint = hint
-        where = ": ".join(part for part in (place, setting) if part)
-        text = f"{where}: {problem}" if where else problem
-        super().__init__(f"{text}; {hint}" if hint else text)
+        self.problem = _printable(problem)
+        self.setting = _printable(setting)
+        self.place = _printable(place)
+        self.hint = _printable(hint)
+        where = ": ".join(part for part in (self.place, self.setting) if part)
+        text = f"{where}: {self.problem}" if where else self.problem
+        super().__init__(f"{text}; {self.hint}" if hint else text)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild_settings_error, (self.problem, self.setting, self.place, self.hint))
+
+
+SECRET_IN_TEXT = re.compile(
+    r"((?:pas+(?:word|wd|phrase)?|secret|token|credential|(?:api|private|access)_?key)\w*['\"]?\s*[:=]).*",
+    re.IGNORECASE | re.DOTALL,
+)
+"""`sasl_password:hunter2`, without the space, is no password to YAML but a key or a text, which messages quote."""
+
+
+def _printable(text: str) -> str:
+    """Text in one line of at most 1,000 characters, with escapes in place of what cannot be printed, and no secret."""
+    text = SECRET_IN_TEXT.sub(r"\1********", text)
+    if not text.isprintable():
+        text = "".join([it if it.isprintable() else it.encode("unicode_escape").decode() for it in text[:1_000]])
+    return text if len(text) <= 1_000 else f"{text[:999]}…"
 
 
 def _rebuild_settings_error(problem: str, setting: str, place: str, hint: str) -> SettingsError:

@@ -29,6 +29,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 TopicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", max_length=249)]
 
+INT32_MAX = 2_147_483_647
+"""Kafka's protocol has 32 bits for these."""
+
 BASE_DIR = "base_dir"
 """The validation context's key for the folder that relative paths start from; without it they stay relative."""
 
@@ -59,7 +62,13 @@ SettingsPath = Annotated[Path, AfterValidator(_beside_the_settings)]
 class Section(BaseModel):
     """A part of the settings: immutable, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        ser_json_inf_nan="constants",
+    )
 
 
 class KafkaSettings(Section):
@@ -89,17 +98,17 @@ class KafkaSettings(Section):
     """Whether the broker's name must match its certificate."""
     group_instance_id: Name | None = None
     """Static membership: a name of this replica that survives restarts, so that a restart causes no rebalance."""
-    session_timeout_ms: int = Field(default=30_000, ge=1_000)
+    session_timeout_ms: int = Field(default=30_000, ge=1_000, le=INT32_MAX)
     """A replica that sends no heartbeat for this long is taken out of the group."""
-    max_poll_interval_ms: int = Field(default=300_000, ge=1_000)
+    max_poll_interval_ms: int = Field(default=300_000, ge=1_000, le=INT32_MAX)
     """A replica that does not poll for this long is taken out of the group; inference never blocks polling."""
-    request_timeout_ms: int = Field(default=40_000, ge=1_000)
+    request_timeout_ms: int = Field(default=40_000, ge=1_000, le=INT32_MAX)
     """How long one request to a broker may take."""
     transaction_timeout_ms: int = Field(default=10_000, ge=1_000)
     """With exactly_once: a transaction that takes longer is aborted; it holds up its readers while it is open."""
     connect_timeout_s: float = Field(default=10.0, gt=0)
     """How long to try to reach a broker at start before giving up."""
-    fetch_max_bytes: int = Field(default=52_428_800, ge=1_024)
+    fetch_max_bytes: int = Field(default=52_428_800, ge=1_024, le=INT32_MAX)
     """The most that one fetch request brings from a broker."""
 
     @model_validator(mode="after")

@@ -18,7 +18,12 @@ from streamproc.backend.configuration import BackendConfig
 from streamproc.backend.metrics import ExecutionMetrics
 from streamproc.backend.preprocessors import get_preprocessor
 from streamproc.backend.validation import check_io
-from streamproc.errors import InferenceBackendInitializationError, InferenceBackendRuntimeError
+from streamproc.errors import (
+    InferenceBackendInitializationError,
+    InferenceBackendRuntimeError,
+    name_of_type,
+    text_of,
+)
 from streamproc.logger import BackendLogger, get_logger
 
 
@@ -79,7 +84,7 @@ class Pipeline(ABC):
             result = function(data)
         except Exception as error:
             raise InferenceBackendRuntimeError(
-                f"{step}() of {type(self).__name__} failed: {type(error).__name__}: {error}"
+                f"{step}() of {type(self).__name__} failed: {name_of_type(error)}: {text_of(error)}"
             ) from error
         self._execution_times[step] = round((time.perf_counter() - start) * 1000, 5)
         return result
@@ -144,6 +149,6 @@ def run_initialize(backend: Any, initialize: Callable[[], object]) -> None:
         initialize()
     except Exception as error:
         raise InferenceBackendInitializationError(
-            f"initialize() of {name} failed: {type(error).__name__}: {error}"
+            f"initialize() of {name} failed: {name_of_type(error)}: {text_of(error)}"
         ) from error
     get_logger().info("Initialized %s in %.4f ms", name, (time.perf_counter() - start) * 1000)

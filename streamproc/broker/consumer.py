@@ -38,6 +38,7 @@ from aiokafka import errors as kafka
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
+from streamproc.broker import header_names
 from streamproc.broker.connection import (
     check_group,
     check_topics,
@@ -52,6 +53,8 @@ from streamproc.broker.translation import rejected, translate
 from streamproc.errors import BrokerUnreachableError, CommitRejectedError, StreamprocError
 from streamproc.records import Record, TopicPartition
 from streamproc.settings import KafkaSettings
+
+header_names.install()
 
 log = logging.getLogger(__name__)
 

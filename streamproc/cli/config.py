@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import orjson
 import typer
 
 from streamproc.cli.terminal import ConfigOption, JsonOption, print_json, stdout
+from streamproc.errors import SECRET_IN_TEXT
+
+if TYPE_CHECKING:
+    from streamproc.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
 
 HIDDEN = "********"
-_SECRET = re.compile(r"pass(word|wd|phrase)?|secret|token|credential|api_?key|private_?key|access_?key", re.IGNORECASE)
+_SECRET = re.compile(
+    r"pass(word|wd|phrase)?|secret|token(?!i[sz]e|s$)|credential|api_?key|private_?key|access_?key", re.IGNORECASE
+)
+_PLAIN_KEY = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_][A-Za-z0-9_.-]*", re.IGNORECASE)
 _COLUMN = 60
 _WIDE = 100
 
@@ -46,16 +54,7 @@ def show(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     from streamproc.settings_loading import load_with_places  # noqa: PLC0415 - as above
 
     loaded = load_with_places(config, os.environ)
-    settings = loaded.settings.model_dump(mode="json")
-    for name in settings["tasks"]:
-        topics = loaded.settings.topics_of(name)
-        task = settings["tasks"][name]
-        task["output"]["topic"], task["metrics"]["topic"], task["dead_letters"]["topic"] = (
-            topics.results,
-            topics.metrics,
-            topics.dead,
-        )
-    shown = _without_secrets(settings)
+    shown = shown_settings(loaded.settings)
     if as_json:
         places = {".".join(map(str, loc)): loaded.place_of(loc) for loc, _ in _leaves(shown)}
         print_json({"settings": shown, "places": places})
@@ -63,11 +62,29 @@ def show(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
         sys.stdout.writelines(f"{line}\n" for line in _yaml(shown, loaded.place_of, stdout.width))
 
 
-def _without_secrets(value: Any, key: str = "") -> Any:
+def shown_settings(settings: Settings) -> dict[str, Any]:
+    """The settings as plain data, with the topics that are left to their defaults, and without secrets."""
+    plain: dict[str, Any] = settings.model_dump(mode="json")
+    for name, task in plain["tasks"].items():
+        topics = settings.topics_of(name)
+        task["output"]["topic"], task["metrics"]["topic"], task["dead_letters"]["topic"] = (
+            topics.results,
+            topics.metrics,
+            topics.dead,
+        )
+    return cast("dict[str, Any]", _without_secrets(plain))
+
+
+def _without_secrets(value: Any, *, hidden: bool = False) -> Any:
     if isinstance(value, dict):
-        return {name: _without_secrets(inner, str(name)) for name, inner in value.items()}
-    hidden = value is not None and _SECRET.search(key) and not key.endswith("_file")
-    return HIDDEN if hidden else value
+        return {
+            name: _without_secrets(inner, hidden=hidden or (bool(_SECRET.search(name)) and not name.endswith("_file")))
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_secrets(inner, hidden=hidden) for inner in value]
+    hidden = hidden or (isinstance(value, str) and SECRET_IN_TEXT.search(value) is not None)
+    return HIDDEN if hidden and value is not None else value
 
 
 def _leaves(value: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -84,13 +101,27 @@ def _yaml(
     """The settings as YAML, each value's place in a comment beside it, or above it where the line is too narrow."""
     indent = "  " * len(loc)
     for key, value in section.items():
-        name = key if re.fullmatch(r"[A-Za-z_][\w.-]*", key) else orjson.dumps(key).decode()
+        name = key if _PLAIN_KEY.fullmatch(key) else _flow(key)
         if isinstance(value, dict) and value:
             yield f"{indent}{name}:"
             yield from _yaml(value, place_of, width, (*loc, key))
         else:
-            # JSON is YAML too, and leaves no doubt about what is text.
-            written = f"{indent}{name}: {orjson.dumps(value).decode()}"
+            written = f"{indent}{name}: {_flow(value)}"
             place = f"# {place_of((*loc, key))}"
             beside = f"{written:<{_COLUMN if width >= _WIDE else 0}} {place}"
             yield from [beside] if len(beside) <= width else [f"{indent}{place}", written]
+
+
+def _flow(value: Any) -> str:
+    """A value as JSON, which is YAML too and leaves no doubt about what is text, and YAML where JSON has no word."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+        text = repr(value)
+        return text if "." in text else text.replace("e", ".0e")  # without a point PyYAML takes 1e+300 for text
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join([it if it.isprintable() else f"\\U{ord(it):08x}" for it in text])

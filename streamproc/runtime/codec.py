@@ -160,9 +160,14 @@ def encode_failure(failure: Failure) -> bytes:
 
 
 def decode_failure(value: bytes | memoryview) -> Failure:
-    """The failure that ``encode_failure`` wrote."""
-    fields = orjson.loads(value)
-    return Failure(Cause(fields["cause"]), fields["stage"], fields["kind"], fields["message"])
+    """The failure that ``encode_failure`` wrote. Raises ValueError, KeyError or TypeError where it did not."""
+    return failure_of(orjson.loads(value))
+
+
+def failure_of(fields: Any) -> Failure:
+    """The failure that these fields, as JSON has them, tell of. Raises ValueError, KeyError or TypeError."""
+    cause, traceback = Cause(fields["cause"]), str(fields.get("traceback", ""))
+    return Failure(cause, str(fields["stage"]), str(fields["kind"]), str(fields["message"]), traceback)
 
 
 class Envelope:

@@ -44,16 +44,18 @@ def result_row(record: Record, value: bytes | memoryview, report: BatchReport) -
 def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit_bytes: int) -> Row:
     """A record that failed, as it came, with the reason in its headers.
 
-    What does not fit the dead-letter topic is cut, the value first, and a header says how much there was; the traceback
-    is only there where all else fits.
+    What does not fit the dead-letter topic is cut, and a header says how much there was: the value, and where that is
+    not enough the record's headers, its key and at last the message. A topic that takes 2 KiB takes any dead letter.
+    The traceback is only there where all else fits.
     """
+    message = failure.message.encode()
     ours: list[tuple[str, bytes | None]] = [
         *source_headers(record),
         ("streamproc-task", report.batch.task.encode()),
         ("streamproc-cause", failure.cause.encode()),
         ("streamproc-stage", failure.stage.encode()),
         ("streamproc-error-type", failure.kind.encode()),
-        ("streamproc-error-message", failure.message.encode()),
+        ("streamproc-error-message", message),
         # A record that never reached the backend was looked at once, however often its batch was executed.
         ("streamproc-attempts", b"%d" % (1 if failure.cause is Cause.INVALID else report.attempts)),
         ("streamproc-worker", b"%d" % report.worker),
@@ -69,6 +71,10 @@ def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit
     if row_bytes((None, key, None, headers)) > limit_bytes:
         headers.append(("streamproc-key-cut-from-bytes", b"%d" % len(key or b"")))
         key = None
+    if (over := row_bytes((None, key, None, headers)) - limit_bytes) > 0:
+        short = message[: max(0, len(message) - over - len("…".encode()))].decode(errors="ignore") + "…"
+        at = headers.index(("streamproc-error-message", message))
+        headers[at] = ("streamproc-error-message", short.encode())
     value, room = record.value, limit_bytes - row_bytes((None, key, None, headers))
     if value is not None and len(value) > room:
         headers.append(("streamproc-value-cut-from-bytes", b"%d" % len(value)))

@@ -32,9 +32,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamproc.errors import InternalError, StreamprocError, WorkerStartError
-from streamproc.records import Batch, Cause, Failure
+from streamproc.records import Batch, Cause, Failure, Status
+from streamproc.runtime.codec import decode_failure, failure_of
 from streamproc.runtime.memory_limits import OutOfMemoryKills, kill_counter
-from streamproc.runtime.wire import BATCHES_PER_WORKER, Frame, Kind, batch_parts, decode_reply, encode_frame
+from streamproc.runtime.wire import (
+    BATCHES_PER_WORKER,
+    Frame,
+    Kind,
+    WireError,
+    are_metrics,
+    batch_parts,
+    decode_reply,
+    encode_frame,
+)
 from streamproc.runtime.worker_process import WorkerProcess
 from streamproc.settings import PoolSettings
 
@@ -47,9 +57,13 @@ STOPPED_FOR_S = 1.0
 """A timer that comes this late means that this whole process stood still, and perhaps the workers with it."""
 
 _MIB = 1_048_576
+_FROM_WORKERS = frozenset((Kind.READY, Kind.NOT_READY, Kind.START_FAILED, Kind.REPLY, Kind.FAILED))
 
-Launch = Callable[[PoolSettings, int, Callable[[Frame], None], Callable[[], None]], Awaitable[WorkerProcess]]
-"""Starts the worker of an index: its settings, the index, what to call with each frame, and after the last one."""
+Launch = Callable[
+    [PoolSettings, int, Callable[[Frame], None], Callable[[str], None], Callable[[], None]], Awaitable[WorkerProcess]
+]
+"""Starts the worker of an index: its settings, the index, what to call with each frame, with what was wrong where
+something else came, and at the end."""
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +263,7 @@ class Pool:
             self._settings,
             worker.index,
             lambda frame: self._on_frame(worker, frame),
+            lambda why: self._on_garbage(worker, why),
             lambda: self._on_disconnected(worker),
         )
         try:
@@ -396,62 +411,45 @@ class Pool:
         if self._memory_watch is None and self._settings.max_worker_memory_mb is not None:
             self._memory_watch = asyncio.get_running_loop().call_later(WATCH_MEMORY_EVERY_S, self._watch_memory)
 
+    def _on_garbage(self, worker: Worker, why: str) -> None:
+        """The user's code wrote to the worker's socket, say: no answer of this worker can be believed any more."""
+        worker.ready = False
+        self._kill(worker, "garbage", f"its answers cannot be understood: {why}")
+
     def _on_frame(self, worker: Worker, frame: Frame) -> None:
+        if frame.kind not in _FROM_WORKERS:
+            raise WireError(f"a frame {frame.kind.name}, which workers do not send")
         try:
             if frame.kind in (Kind.REPLY, Kind.FAILED):
                 self._on_answer(worker, frame)
             elif frame.kind in (Kind.READY, Kind.NOT_READY):
                 self._on_readiness(worker, frame)
-            elif frame.kind is Kind.START_FAILED:
-                worker.start_message = str(frame.head["message"])
-                worker.start_hopeless = bool(frame.head["final"])
+            else:
+                worker.start_message = str(frame.head.get("message", ""))
+                worker.start_hopeless = bool(frame.head.get("final"))
+        except WireError:
+            raise
         except Exception as error:  # noqa: BLE001 - in a callback of the loop it would only be logged
             self._events.on_fatal(InternalError(error, where="the answer of a worker"))
 
     def _on_answer(self, worker: Worker, frame: Frame) -> None:
-        head = frame.head
+        # The batch stays with the worker until its answer is known to be one.
+        answer = _answer(worker, frame)
         batch = worker.batches.popleft()
-        if batch.id != head["id"]:
-            raise AssertionError(f"worker {worker.index} answered batch {head['id']} instead of {batch.id}")
         self._cancel_timer(worker)
         worker.running_since = None
         worker.batches_done += 1
         if worker.batches:
             self._begin(worker)
-        if frame.kind is Kind.FAILED:
-            told = head["failure"]
-            failure = Failure(**{**told, "cause": Cause(told["cause"])})
-            self._events.on_failed(batch, failure, True, worker.index)
+        if isinstance(answer, Failure):
+            self._events.on_failed(batch, answer, True, worker.index)
         else:
-            if (size := head.get("shared")) is not None:
-                frame.body = self._shared(worker, head["slot"], size)
-            statuses, values, sizes = decode_reply(frame.body, [len(span.records) for span in batch.spans])
-            # Copied by now; a segment that is looked at could not grow.
-            frame.body = b""
-            self._events.on_reply(
-                Reply(
-                    batch=batch,
-                    worker=worker.index,
-                    statuses=statuses,
-                    values=values,
-                    sizes=sizes,
-                    metrics=head["metrics"],
-                    decode_ms=head["decode_ms"],
-                    encode_ms=head["encode_ms"],
-                    wall_ms=head["wall_ms"],
-                )
-            )
+            self._events.on_reply(answer)
         if worker.state == "retiring" and not worker.batches:
             self._dismiss(worker)
         elif worker.state == "ready":
             self._consider_recycling(worker)
         self._events.on_room()
-
-    @staticmethod
-    def _shared(worker: Worker, slot: int, size: int) -> memoryview:
-        if worker.process is None:
-            raise AssertionError("answered by a worker without a process")
-        return worker.process.segments[BATCHES_PER_WORKER + slot].view(size)
 
     def _on_readiness(self, worker: Worker, frame: Frame) -> None:
         if worker.state == "starting" and self._check_memory(worker):
@@ -461,7 +459,7 @@ class Pool:
             return
         if worker.state == "starting":
             self._cancel_timer(worker)
-            worker.initialize_s = frame.head["initialize_s"]
+            worker.initialize_s = _number(frame.head, "initialize_s")
             worker.state = "ready"
             self._failed_starts.pop(worker.index, None)
             self.initialized.set()
@@ -524,6 +522,55 @@ class Pool:
         if worker.process is not None:
             worker.process.write(encode_frame(Kind.STOP, {}))
         worker.timer = asyncio.get_running_loop().call_later(EXIT_GRACE_S, self._kill, worker, "recycled")
+
+
+def _answer(worker: Worker, frame: Frame) -> Reply | Failure:
+    """What a frame says of the batch that its worker runs. Raises WireError where it cannot be an answer to that."""
+    head = frame.head
+    batch = worker.batches[0] if worker.batches else None
+    if batch is None or batch.id != head.get("id"):
+        raise WireError(f"an answer to batch {head.get('id')!r:.40}, which the worker does not run")
+    try:
+        if frame.kind is Kind.FAILED:
+            return failure_of(head["failure"])
+        statuses, values, sizes = _results(worker, frame, [len(span.records) for span in batch.spans])
+        if any(statuses):
+            for status, value in zip(statuses, values, strict=True):
+                if status == Status.FAILED:
+                    decode_failure(value)
+        if not are_metrics(head["metrics"]):
+            raise WireError("a reply whose metrics are none")
+    except (LookupError, TypeError, ValueError, OverflowError, OSError) as error:
+        raise WireError(f"an answer with something wrong in it: {type(error).__name__}") from error
+    return Reply(
+        batch=batch,
+        worker=worker.index,
+        statuses=statuses,
+        values=values,
+        sizes=sizes,
+        metrics=head["metrics"],
+        decode_ms=_number(head, "decode_ms"),
+        encode_ms=_number(head, "encode_ms"),
+        wall_ms=_number(head, "wall_ms"),
+    )
+
+
+def _results(worker: Worker, frame: Frame, counts: list[int]) -> tuple[bytes, list[memoryview], list[int]]:
+    if (size := frame.head.get("shared")) is None:
+        return decode_reply(frame.body, counts)
+    if worker.process is None:
+        raise AssertionError("answered by a worker without a process")
+    segment = worker.process.segments[BATCHES_PER_WORKER:][frame.head["slot"]]
+    # Copied, and let go of: a segment that is looked at could not grow.
+    with segment.view(size) as body:
+        return decode_reply(body, counts)
+
+
+def _number(head: dict[str, Any], name: str) -> float:
+    value = head.get(name)
+    if not isinstance(value, int | float):
+        raise WireError(f"a frame without {name}")
+    return float(value)
 
 
 def _describe_exit(code: int | None) -> str:

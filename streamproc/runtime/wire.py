@@ -12,11 +12,16 @@ it never holds more than two batches, so a segment is free again before its turn
 
 Blocking: ``FrameReceiver`` and ``Segment`` never block; ``read_frame`` and ``write_frame``, the worker's side, do.
 Order: frames arrive in the order in which they were sent.
+
+The other end is not trusted: the user's code shares the worker's process, and may write where it should not. Whatever
+comes is a frame as it was sent or a ``WireError``; a length is believed only below a limit, and a count only where
+every byte of the body is accounted for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import mmap
 import os
 import socket
@@ -33,7 +38,9 @@ import orjson
 
 from streamproc.records import NULL_SIZE, Span
 
-HEADER = struct.Struct("=BxxxIQ")
+HEADER = struct.Struct("=B3sIQ")
+MAX_HEAD_BYTES = 67_108_864
+"""A head holds the schemas and sample records of the tasks, or a batch's metrics."""
 BATCHES_PER_WORKER = 2
 MAX_REPLY_VALUE_BYTES = 2**32 - 1
 
@@ -49,6 +56,15 @@ class Kind(IntEnum):
     START_FAILED = 6
     REPLY = 7
     FAILED = 8
+
+
+_MARK = b"spw"
+_KINDS = frozenset(Kind)
+_RESULT_OR_FAILED = b"\x00\x01"
+
+
+class WireError(Exception):
+    """What came is not what streamproc's other end sends."""
 
 
 @dataclass(slots=True)
@@ -74,7 +90,10 @@ class Segment:
     def create(cls) -> Segment:
         """A new, empty segment; its descriptor is passed to the worker when that is started."""
         if hasattr(os, "memfd_create"):
-            return cls(os.memfd_create("streamproc", os.MFD_CLOEXEC))
+            fd = os.memfd_create("streamproc", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            # Memory that the other side cut off would end this process by SIGBUS.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            return cls(fd)
         with tempfile.TemporaryFile() as file:
             return cls(os.dup(file.fileno()))
 
@@ -88,11 +107,17 @@ class Segment:
             position = end
 
     def read(self, size: int) -> bytes:
-        """A private copy of the first ``size`` bytes."""
-        return self._mapped(size, grow=False)[:size]
+        """A private copy of the first ``size`` bytes. Raises WireError where there are not so many."""
+        with self.view(size) as view:
+            return bytes(view)
 
     def view(self, size: int) -> memoryview:
-        """The first ``size`` bytes themselves: for a moment, since a segment that is looked at cannot grow or close."""
+        """The first ``size`` bytes themselves: for a moment, since a segment that is looked at cannot grow or close.
+
+        Raises WireError where there are not so many.
+        """
+        if not 0 < size <= os.fstat(self.fd).st_size:
+            raise WireError(f"{size} bytes of shared memory were announced, which are not there")
         return memoryview(self._mapped(size, grow=False))[:size]
 
     def close(self) -> None:
@@ -117,7 +142,7 @@ class Segment:
 def encode_frame(kind: Kind, head: dict[str, Any], parts: Sequence[bytes | memoryview] = (), size: int = 0) -> bytes:
     """A whole frame as one piece; ``size`` is the length of the parts together."""
     encoded = orjson.dumps(head)
-    return b"".join((HEADER.pack(kind, len(encoded), size), encoded, *parts))
+    return b"".join((HEADER.pack(kind, _MARK, len(encoded), size), encoded, *parts))
 
 
 def batch_parts(spans: Sequence[Span]) -> tuple[list[bytes | memoryview], int]:
@@ -143,11 +168,15 @@ class BatchBody:
 
 
 def decode_batch(body: memoryview | bytes, count: int) -> BatchBody:
-    """The arrays and values of a batch body of ``count`` records."""
+    """The arrays and values of a batch body of ``count`` records. Raises WireError where it is none."""
     view = memoryview(body)
+    if len(view) < 24 * count:
+        raise WireError(f"a batch of {count} records in {len(view)} bytes")
     lengths = view[: 8 * count].cast("q").tolist()
     payload = view[24 * count :]
     ends = list(accumulate([max(0, length) for length in lengths], initial=0))
+    if ends[-1] != len(payload) or min(lengths, default=0) < NULL_SIZE:
+        raise WireError(f"a batch whose values have {ends[-1]} bytes, and {len(payload)} came")
     values: list[memoryview | None] = [payload[start:stop] for start, stop in pairwise(ends)]
     if NULL_SIZE in lengths:
         values = [None if length == NULL_SIZE else value for length, value in zip(lengths, values, strict=True)]
@@ -166,31 +195,64 @@ def decode_reply(body: memoryview | bytes, counts: Sequence[int]) -> tuple[bytes
     """The statuses and values of a reply body, and the bytes of each span's values; ``counts`` are the spans' records.
 
     The values of a span are slices of a copy of their own: what waits keeps nothing else of the batch in memory.
+
+    Raises:
+        WireError: it is not a reply about so many records. Nothing is copied that is not there.
     """
-    view = memoryview(body)
     total = sum(counts)
-    lengths = array("I", view[total : 5 * total].tobytes())
     values: list[memoryview] = []
     sizes: list[int] = []
     first, position = 0, 5 * total
-    for count in counts:
-        ends = list(accumulate(lengths[first : first + count], initial=0))
-        own = memoryview(bytes(view[position : position + ends[-1]]))
-        values.extend([own[start:stop] for start, stop in pairwise(ends)])
-        sizes.append(ends[-1])
-        first, position = first + count, position + ends[-1]
-    return bytes(view[:total]), values, sizes
+    with memoryview(body) as view:
+        if len(view) < position:
+            raise WireError(f"a reply about {total} records in {len(view)} bytes")
+        statuses = bytes(view[:total])
+        if statuses.translate(None, _RESULT_OR_FAILED):
+            raise WireError("a reply with wrong statuses")
+        lengths = array("I", view[total:position].tobytes())
+        for count in counts:
+            ends = list(accumulate(lengths[first : first + count], initial=0))
+            if position + ends[-1] > len(view):
+                raise WireError(f"a reply of {len(view)} bytes, which its values exceed")
+            own = memoryview(bytes(view[position : position + ends[-1]]))
+            values.extend([own[start:stop] for start, stop in pairwise(ends)])
+            sizes.append(ends[-1])
+            first, position = first + count, position + ends[-1]
+        if position != len(view):
+            raise WireError(f"a reply of {len(view)} bytes, of which its values explain {position}")
+    return statuses, values, sizes
+
+
+def are_metrics(metrics: object) -> bool:
+    """Whether these can be a batch's execution metrics: a mapping, with numbers or nulls as ``execution_times``."""
+    if not isinstance(metrics, dict):
+        return False
+    times = metrics.get("execution_times")
+    return times is None or (
+        isinstance(times, dict) and all(isinstance(time, int | float | None) for time in times.values())
+    )
 
 
 class FrameReceiver(asyncio.BufferedProtocol):
     """The parent's end of a worker's socket: reads straight into a buffer of the frame's size.
 
-    ``on_frame`` gets each whole frame, ``on_closed`` is called once, after the last one.
+    ``on_frame`` gets each whole frame; it may raise WireError. ``on_garbage`` is called once where something else than
+    a frame came, with what was wrong; nothing that comes later is looked at. ``on_closed`` is called once, at the end.
     """
 
-    def __init__(self, on_frame: Callable[[Frame], None], on_closed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_frame: Callable[[Frame], None],
+        on_garbage: Callable[[str], None],
+        on_closed: Callable[[], None],
+        *,
+        max_body_bytes: int,
+    ) -> None:
         self._on_frame = on_frame
+        self._on_garbage = on_garbage
         self._on_closed = on_closed
+        self._max_body_bytes = max_body_bytes
+        self._deaf = False
         self._header = bytearray(HEADER.size)
         self._buffer = memoryview(self._header)
         self._filled = 0
@@ -202,20 +264,29 @@ class FrameReceiver(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Go on to the frame after its header, and to the next header after the frame."""
+        if self._deaf:
+            return
         self._filled += nbytes
         if self._filled < len(self._buffer):
             return
+        try:
+            self._go_on()
+        except WireError as error:
+            self._deaf = True
+            self._expect(memoryview(self._header))
+            self._on_garbage(str(error))
+
+    def _go_on(self) -> None:
         if self._frame is None:
-            kind, head_size, body_size = HEADER.unpack(self._header)
-            self._frame = (Kind(kind), head_size)
+            kind, head_size, body_size = _opened(self._header, self._max_body_bytes)
+            self._frame = (kind, head_size)
             self._expect(memoryview(bytearray(head_size + body_size)))
-            if head_size + body_size:
-                return
+            return
         kind, head_size = self._frame
         content = self._buffer
         self._frame = None
         self._expect(memoryview(self._header))
-        self._on_frame(Frame(kind, orjson.loads(content[:head_size]), content[head_size:]))
+        self._on_frame(_frame(kind, content, head_size))
 
     def eof_received(self) -> bool:
         """Close our side too."""
@@ -230,16 +301,35 @@ class FrameReceiver(asyncio.BufferedProtocol):
         self._filled = 0
 
 
-def read_frame(connection: socket.socket) -> Frame | None:
-    """The next frame, or None when the parent has closed its end. Blocks."""
+def _opened(header: bytes | bytearray | memoryview, max_body_bytes: int) -> tuple[Kind, int, int]:
+    """What a header announces: the kind of the frame, and the bytes of its head and of its body."""
+    kind, mark, head_size, body_size = HEADER.unpack(header)
+    if mark != _MARK or kind not in _KINDS:
+        raise WireError("something came that is no frame")
+    # The smallest head is that of an empty object.
+    if not len(b"{}") <= head_size <= MAX_HEAD_BYTES or body_size > max_body_bytes:
+        raise WireError(f"a frame with a head of {head_size} bytes and a body of {body_size}")
+    return Kind(kind), head_size, body_size
+
+
+def _frame(kind: Kind, content: memoryview, head_size: int) -> Frame:
+    try:
+        head = orjson.loads(content[:head_size])
+    except ValueError:
+        head = None
+    if not isinstance(head, dict):
+        raise WireError("a frame whose head is no JSON object")
+    return Frame(kind, head, content[head_size:])
+
+
+def read_frame(connection: socket.socket, max_body_bytes: int) -> Frame | None:
+    """The next frame, or None when the parent has closed its end. Blocks. Raises WireError."""
     header = _receive(connection, HEADER.size)
     if header is None:
         return None
-    kind, head_size, body_size = HEADER.unpack(header)
+    kind, head_size, body_size = _opened(header, max_body_bytes)
     content = _receive(connection, head_size + body_size)
-    if content is None:
-        return None
-    return Frame(Kind(kind), orjson.loads(content[:head_size]), content[head_size:])
+    return None if content is None else _frame(kind, content, head_size)
 
 
 def write_frame(

@@ -43,6 +43,8 @@ from streamproc.errors import (
     InferenceBackendRuntimeError,
     PreprocessorInitError,
     StreamprocError,
+    name_of_type,
+    text_of,
 )
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
@@ -55,6 +57,8 @@ from streamproc.runtime.wire import (
     Frame,
     Kind,
     Segment,
+    WireError,
+    are_metrics,
     decode_batch,
     read_frame,
     reply_parts,
@@ -151,13 +155,20 @@ class TaskRunner:
 
     def _run_backend(self, records: list[dict[str, Any]]) -> tuple[Sequence[Any], dict[str, Any]]:
         try:
-            outputs = self._backend(records)
+            # A list of the user's own type may count otherwise than it iterates.
+            outputs = list(self._backend(records))
             metrics: dict[str, Any] = self._backend.get_metrics().model_dump()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            # Cancellations and exits are the user's as well: the worker itself is ended by other means.
             raise BatchFailedError(_describe(error, self._base_dir)) from error
         if len(outputs) != len(records):
             message = f"the backend answered {len(outputs)} outputs for {len(records)} records; return one per record"
             raise BatchFailedError(Failure(Cause.OUTPUT, "output", "WrongOutputCount", message))
+        if not are_metrics(metrics):
+            message = (
+                "get_metrics() of the backend gives other times than milliseconds by step; return ExecutionMetrics"
+            )
+            raise BatchFailedError(Failure(Cause.OUTPUT, "output", "WrongMetrics", message))
         return outputs, metrics
 
     def _encode(
@@ -191,16 +202,18 @@ class TaskRunner:
 def _encode_output(output: Any) -> bytes | Failure:
     if type(output) is not dict:
         if isinstance(output, RecordError):
-            return Failure(Cause.REJECTED, "execute", "RecordError", shorten(str(output.reason)))
+            return Failure(Cause.REJECTED, "execute", "RecordError", shorten(text_of(output.reason)))
         if not isinstance(output, dict):
-            kind = type(output).__name__
+            kind = name_of_type(output)
             message = f"the backend's output for this record is of type {kind}; return a dict or a RecordError"
             return Failure(Cause.OUTPUT, "output", "NotAnObject", message)
     try:
         encoded = encode(output)
-    except (TypeError, ValueError, RecursionError) as error:
-        message = shorten(f"the output has no JSON form: {error}")
-        return Failure(Cause.OUTPUT, "encode", type(error).__name__, message)
+    except BaseException as error:  # converting calls methods of the user's objects
+        if _is_out_of_memory(error):
+            raise
+        message = shorten(f"the output has no JSON form: {text_of(error)}")
+        return Failure(Cause.OUTPUT, "encode", name_of_type(error), message)
     if len(encoded) > MAX_REPLY_VALUE_BYTES // 2:
         return Failure(Cause.OUTPUT, "encode", "OutputTooLarge", f"the output is {len(encoded)} bytes as JSON")
     return encoded
@@ -208,20 +221,25 @@ def _encode_output(output: Any) -> bytes | Failure:
 
 def _describe(error: BaseException, base_dir: str) -> Failure:
     """The step, the type and the sentence of an exception from the backend, with the line of the user's that raised."""
-    raised = error.__cause__ or error
-    step = _STEP.match(str(error))
+    # Not by truth, which an exception may define.
+    raised = error if error.__cause__ is None else error.__cause__
+    said = text_of(error)
+    step = _STEP.match(said)
     name = step.group(1) if step else "execute"
-    if raised is error and step is None and type(error).__name__ == InferenceBackendRuntimeError.__name__:
+    if raised is error and step is None and name_of_type(error) == InferenceBackendRuntimeError.__name__:
         # No step raised: the outputs are no list. By its name, since packflow's base class has a type of its own.
-        return Failure(Cause.OUTPUT, "output", "NotAList", shorten(str(error)))
-    places = _own_frames(raised, base_dir)
+        return Failure(Cause.OUTPUT, "output", "NotAList", shorten(said))
+    try:
+        places = _own_frames(raised, base_dir)
+    except BaseException:  # noqa: BLE001 - of code that was made from a text, with no file's name, say
+        places = []
     if raised is error:
-        text = str(error) or repr(error)
+        text = said or f"{name_of_type(error)}()"
     else:
         place = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
-        text = f"{name}() raised {type(raised).__name__}: {raised}{place}"
+        text = f"{name}() raised {name_of_type(raised)}: {text_of(raised)}{place}"
     cause = Cause.OOM if _is_out_of_memory(raised) else Cause.EXCEPTION
-    return Failure(cause, name, type(raised).__name__, shorten(text), _last_lines(raised, places))
+    return Failure(cause, name, name_of_type(raised), shorten(text), _last_lines(raised, places))
 
 
 def _own_frames(error: BaseException, base_dir: str) -> list[tuple[str, int, str, str]]:
@@ -236,7 +254,11 @@ def _own_frames(error: BaseException, base_dir: str) -> list[tuple[str, int, str
 
 def _last_lines(error: BaseException, places: list[tuple[str, int, str, str]]) -> str:
     """The end of a traceback, for the dead letters."""
-    text = "".join((*traceback.format_list(places), *traceback.format_exception_only(error)))
+    try:
+        said = traceback.format_exception_only(error)
+    except BaseException:  # noqa: BLE001 - it looks at attributes, which an exception may define
+        said = [f"{name_of_type(error)}: {text_of(error)}"]
+    text = "".join((*traceback.format_list(places), *said))
     lines = text.encode("utf-8", "replace").splitlines()[-TRACEBACK_LINES:]
     return b"\n".join(lines)[-TRACEBACK_BYTES:].decode("utf-8", "ignore")
 
@@ -247,8 +269,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     for _ in range(MAX_CHAIN):
         if link is None:
             return False
-        kind = type(link).__name__
-        if isinstance(link, MemoryError) or kind == "OutOfMemoryError" or "CUDA out of memory" in str(link):
+        kind = name_of_type(link)
+        if isinstance(link, MemoryError) or kind == "OutOfMemoryError" or "CUDA out of memory" in text_of(link):
             return True
         link = link.__cause__
     return False
@@ -271,7 +293,7 @@ class Worker:
 
     def serve(self) -> int:
         """Run until the parent says stop; the process's exit code."""
-        setup = read_frame(self._connection)
+        setup = read_frame(self._connection, 0)
         if setup is None or setup.kind is not Kind.SETUP:
             return 0
         configure_logging(LoggingSettings.model_validate(setup.head["logging"]), sys.stderr, worker=setup.head["index"])
@@ -287,7 +309,7 @@ class Worker:
             if not self._wait_for_frame():
                 self._report_readiness({})
                 continue
-            frame = read_frame(self._connection)
+            frame = read_frame(self._connection, self._threshold)
             if frame is None or frame.kind is Kind.STOP:
                 return 0
             self._answer(frame)
@@ -318,7 +340,7 @@ class Worker:
         try:
             ready = not self._has_ready or bool(self._backend.ready())
         except Exception as error:  # noqa: BLE001 - the user's code; not ready is the safe reading
-            log.warning("ready() raised %s: %s", type(error).__name__, error)
+            log.warning("ready() raised %s: %s", name_of_type(error), text_of(error))
             ready = False
         if first or ready != self._ready:
             self._ready = ready
@@ -334,7 +356,7 @@ class Worker:
             body = decode_batch(frame.body, count)
             payload = memoryview(frame.body)[24 * count :]
             reply = self._runners[head["task"]].run(head["spans"], body, payload, (started - head["opened_at"]) * 1_000)
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not cost the worker
+        except BaseException as error:  # noqa: BLE001 - neither a fault of ours nor the user's may cost the worker
             failure = error.failure if isinstance(error, BatchFailedError) else _describe(error, "")
             self._log_once(head["task"], failure, error)
             write_frame(self._connection, Kind.FAILED, {"id": head["id"], "failure": asdict(failure)})
@@ -354,8 +376,13 @@ class Worker:
         if seen not in self._logged and len(self._logged) < MAX_TRACEBACKS:
             self._logged.add(seen)
             level = logging.WARNING
-        cause = error.__cause__ or error
-        log.log(level, "task %s: the first of these: %s", task, failure.message, exc_info=cause.__cause__ or cause)
+        # Ours around the pipeline's around the user's; not by truth, which an exception may define.
+        for _ in range(2):
+            error = error if error.__cause__ is None else error.__cause__
+        try:
+            log.log(level, "task %s: the first of these: %s", task, failure.message, exc_info=error)
+        except BaseException:  # noqa: BLE001 - an exception of the user's may be unfit for printing
+            log.log(level, "task %s: the first of these: %s", task, failure.message)
 
     def _reply(self, batch_id: int, started: float, reply: Reply) -> None:
         head: dict[str, Any] = {
@@ -379,7 +406,9 @@ def _warm_up(task: str, runner: Callable[[list[dict[str, Any]]], Any], records: 
     try:
         runner(records)
     except Exception as error:
-        raise BackendError(f"the warm-up of task {task} on {len(records)} sample records failed: {error}") from error
+        raise BackendError(
+            f"the warm-up of task {task} on {len(records)} sample records failed: {text_of(error)}"
+        ) from error
 
 
 def _start_failure(error: Exception) -> dict[str, Any]:
@@ -389,8 +418,8 @@ def _start_failure(error: Exception) -> dict[str, Any]:
         where = ".".join(["backend.config", *map(str, first["loc"])])
         message = f"{where}: {first['msg']}; the backend's own configuration model says so"
         return {"message": shorten(message), "final": True}
-    text = str(error) or repr(error)
-    message = text if isinstance(error, StreamprocError) else f"{type(error).__name__}: {text}"
+    text = text_of(error)
+    message = text if isinstance(error, StreamprocError) else f"{name_of_type(error)}: {text}"
     return {"message": shorten(message), "final": isinstance(error, InferenceBackendLoadError | PreprocessorInitError)}
 
 
@@ -444,4 +473,7 @@ def main() -> None:
             code = Worker(connection, segments).serve()
         except (BrokenPipeError, ConnectionResetError):
             code = 0
+        except WireError as error:
+            log.critical("the worker cannot understand its parent: %s", error)  # the user's code read from the socket
+            code = 1
     sys.exit(code)

@@ -1,7 +1,7 @@
 """A worker's process as the pool holds it: its start, its socket, its shared memory and its end.
 
-Nothing here blocks or decides anything. Frames come through ``on_frame`` in the worker's order; ``on_closed`` is called
-once, after the last of them.
+Nothing here blocks or decides anything. Frames come through ``on_frame`` in the worker's order; where something else
+came, ``on_garbage`` is called once, and no frame after it; ``on_closed`` is called once, at the end.
 
 Invariant: whatever way it ends, ``close`` leaves nothing behind: no descriptor, no memory, and no process that the
 backend has started.
@@ -57,10 +57,18 @@ def worker_environment(settings: PoolSettings, index: int, environ: Mapping[str,
 class WorkerProcess:
     """A running worker process; ``segments`` is the memory shared with it, two to it and two from it."""
 
-    def __init__(self, on_frame: Callable[[Frame], None], on_closed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: PoolSettings,
+        on_frame: Callable[[Frame], None],
+        on_garbage: Callable[[str], None],
+        on_closed: Callable[[], None],
+    ) -> None:
         """For ``launch``."""
         self.segments: list[Segment] = []
-        self._on_frame = on_frame
+        self._receiver = FrameReceiver(
+            on_frame, on_garbage, self._disconnected, max_body_bytes=settings.shared_memory_threshold_bytes
+        )
         self._on_closed = on_closed
         self._closed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
@@ -72,10 +80,11 @@ class WorkerProcess:
         settings: PoolSettings,
         index: int,
         on_frame: Callable[[Frame], None],
+        on_garbage: Callable[[str], None],
         on_closed: Callable[[], None],
     ) -> WorkerProcess:
         """Start the worker with this index. Raises OSError."""
-        worker = cls(on_frame, on_closed)
+        worker = cls(settings, on_frame, on_garbage, on_closed)
         try:
             await worker._start(worker_environment(settings, index, os.environ))
         except BaseException:
@@ -113,9 +122,7 @@ class WorkerProcess:
             except BaseException:
                 ours.close()
                 raise
-        self._transport, _ = await asyncio.get_running_loop().create_unix_connection(
-            lambda: FrameReceiver(self._on_frame, self._disconnected), sock=ours
-        )
+        self._transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: self._receiver, sock=ours)
 
     @property
     def pid(self) -> int:

@@ -15,6 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def _check_files(settings: Settings, source: Source) -> None:
     """Files that the settings name must be there; saying so now beats an obscure failure at the first connection."""
     for name in _FILES:
         path: Path | None = getattr(settings.kafka, name)
-        if path is not None and not path.is_file():
+        if path is not None and not os.path.isfile(path):  # noqa: PTH113 - Path's own raises for names too long
             loc = ("kafka", name)
             raise SettingsError(
                 f"there is no file {path}",
@@ -131,7 +132,7 @@ def _check_files(settings: Settings, source: Source) -> None:
                 hint="relative paths start from the settings file's folder",
             )
     topics_dir: Loc = ("topics_dir",)
-    if source.known_part(topics_dir) == topics_dir and not settings.topics_dir.is_dir():
+    if source.known_part(topics_dir) == topics_dir and not os.path.isdir(settings.topics_dir):  # noqa: PTH112 - as above
         raise SettingsError(
             f"there is no folder {settings.topics_dir}",
             setting="topics_dir",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_origin
 
+import orjson
 from pydantic import BaseModel
 
 from streamproc.errors import SettingsError
@@ -15,6 +16,7 @@ from streamproc.settings import Settings, TaskSettings
 from streamproc.settings_loading.explain import unknown_key
 from streamproc.settings_loading.model_walk import PREFIX, as_variable, inside, is_optional, model_locs, nearest
 from streamproc.settings_loading.source import Source
+from streamproc.yaml_lines import MAX_DEPTH
 
 SEED_VARIABLE = "INFERENCE_MAX_BATCH_SIZE"
 
@@ -37,6 +39,7 @@ def overlay(source: Source, environ: Mapping[str, str]) -> None:
     by_depth = sorted(ours, key=lambda name: (name.count("__"), name))
     settings: list[tuple[tuple[str, ...], object, str]] = []
     for name in by_depth:
+        _check_text(name, ours[name])
         if name.upper() == f"{PREFIX}TASKS":
             whole = dict[str, TaskSettings]
             source.set(("tasks",), _decoded(whole, ours[name], name, "tasks"), name)
@@ -49,6 +52,17 @@ def overlay(source: Source, environ: Mapping[str, str]) -> None:
             source.set(("tasks", task, "batch", "max_size"), size, name)
     for loc, value, name in settings:
         source.set(loc, value, name)
+
+
+def _check_text(name: str, value: str) -> None:
+    if name.count("__") > MAX_DEPTH:
+        raise SettingsError(
+            "is nested too deeply", place=f"environment variable {name}", hint="use JSON, or fewer levels"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise SettingsError("is not UTF-8", place=f"environment variable {name}", hint="write it in UTF-8") from None
 
 
 def _seed_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -178,18 +192,33 @@ def _as_in_the_file(key: str, loc: tuple[str, ...], source: Source) -> str:
     return key if loc == ("pool", "env") else key.lower()
 
 
+def _json(text: str) -> object:
+    """Strict JSON, nested no deeper than a file may be. Raises ValueError."""
+    value: object = json.loads(text) if orjson.loads(text) is not None else None  # the one strict, the other exact
+    layer = [value]
+    for _ in range(MAX_DEPTH):
+        layer = [inner for outer in layer for inner in _inside(outer)]
+        if not layer:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def _inside(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _decoded(annotation: Any, text: str, variable: str, setting: str) -> object:
     """A variable's text as its setting takes it: JSON for lists and sections, text for all else."""
     inner = inside(annotation)
     section = isinstance(inner, type) and issubclass(inner, BaseModel)
     if inner is Any:
         try:
-            return json.loads(text)
+            return _json(text)
         except ValueError:
             return text
     if section or get_origin(inner) in {list, dict}:
         try:
-            return json.loads(text)
+            return _json(text)
         except ValueError:
             example = '["a", "b"]' if get_origin(inner) is list else '{"key": "value"}'
             raise SettingsError(

@@ -116,6 +116,8 @@ def _sentence(error: ErrorDetails, loc: Loc) -> tuple[str, str]:
     expected = _EXPECTED.get(kind.split("_")[0])
     if expected is None:
         return error["msg"][:1].lower() + error["msg"][1:], "change it"
+    if kind.startswith(("model", "dict")):
+        got = kind_of(error["input"])  # what stands in place of a section may be anything of what belongs into it
     return f"expected {expected}, got {got}", _hint_for_type(expected, error["input"])
 
 
@@ -165,6 +167,9 @@ def unknown_key(
     def spelled(loc: Loc) -> str:
         return PREFIX + "__".join(as_variable(str(part)) for part in loc) if of_a_variable else dotted(loc)
 
+    word = re.split(r"[\s:=]", key, maxsplit=1)[0]
+    if word != key:
+        key = f"{word}…"  # a colon or a quote is missing, and what follows may be a value, and secret
     beside = list(model.model_fields) if model else []
     near = nearest(key, beside)
     if near:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +26,9 @@ class Source:
     @classmethod
     def read(cls, path: Path) -> Source:
         """The data of a file, which must exist and hold keys and values."""
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - Path's own raises for names too long
             raise SettingsError("is a folder", place=str(path), hint="name the settings file in it")
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - as above
             raise SettingsError(
                 f"there is no settings file {path}", hint="create it, or name another with --config FILE"
             )

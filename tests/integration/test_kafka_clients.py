@@ -11,15 +11,19 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streamproc.broker.client import KafkaAdmin, KafkaConsumer, KafkaProducer
 from streamproc.broker.interface import NewTopic
+from streamproc.broker.reader import KafkaReader
 from streamproc.errors import BrokerAuthorizationError, BrokerError, BrokerUnreachableError, CommitRejectedError
 from streamproc.records import TopicPartition
 from streamproc.settings import KafkaSettings
 from tests.conftest import Run, TopicName
+from tests.support.header_names import RawName
 
 if TYPE_CHECKING:
     from deploy.kafka.kafka import KafkaCluster
@@ -290,3 +294,31 @@ def test_batches_that_are_too_much_for_one_request_are_written_in_several(
 
     # 220 MB in one request, and the broker would hang up.
     run(main(), 60)
+
+
+def test_a_header_name_that_is_no_utf8_stops_nobody(run: Run, kafka: str, topic_name: TopicName) -> None:
+    async def test() -> None:
+        settings = KafkaSettings(bootstrap_servers=kafka)
+        topic = await make(settings, topic_name())
+        async with AIOKafkaProducer(bootstrap_servers=kafka) as producer:
+            batch = producer.create_batch()
+            batch._builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, 0, 100_000)  # lets names through
+            for value, name in ((b"0", b"good"), (b"1", b"\xff\xfe"), (b"2", b"good"), (b"3", b"\xc3")):
+                batch.append(timestamp=1, key=None, value=value, headers=[(RawName(name), b"x")])
+            await (await producer.send_batch(batch, topic, partition=0))
+            await producer.send_and_wait(topic, b"4", partition=0)
+        assert await values_of(settings, topic, 5) == [b"0", b"1", b"2", b"3", b"4"]
+        async with KafkaReader(settings) as reader:
+            partition = TopicPartition(topic, 0)
+            reader.assign({partition: 1})
+            found: list[Any] = []
+            while len(found) < 4:
+                found += (await reader.getmany(timeout_ms=200)).get(partition, [])
+            assert [(it.offset, it.value, it.headers) for it in found] == [
+                (1, b"1", (("\\xff\\xfe", b"x"),)),
+                (2, b"2", (("good", b"x"),)),
+                (3, b"3", (("\\xc3", b"x"),)),
+                (4, b"4", ()),
+            ]
+
+    run(test())

@@ -22,6 +22,7 @@ from streamproc.errors import StreamprocError, WorkerStartError
 from streamproc.records import Batch, Failure, Span, Status, value_sizes
 from streamproc.runtime.codec import decode_failure
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
+from streamproc.runtime.wire import Kind, encode_frame
 from streamproc.settings import PoolSettings
 from tests.support.asyncs import until
 from tests.support.spans import FakeRecord, batch, lease
@@ -199,6 +200,37 @@ def test_the_traceback_of_what_the_backend_raised_comes_along_and_is_bounded() -
             assert len(nested.splitlines()) <= 10
             assert 2_000 < len(nested.encode()) <= 2_048
             assert nested.endswith("é")
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a line that belongs on standard error, printed into the socket\n",
+        encode_frame(Kind.REPLY, {"id": 1}).decode(),
+        encode_frame(Kind.REPLY, {"id": 2}).decode(),
+        encode_frame(Kind.FAILED, {"id": 1}).decode(),
+        encode_frame(Kind.READY, {}).decode()[:-1],
+    ],
+)
+def test_a_worker_whose_code_writes_to_its_socket_is_replaced_and_its_batches_are_answered_once(text: str) -> None:
+    async def test() -> None:
+        async with running_pool() as (pool, seen):
+            await until(lambda: pool.idle() == 1, "a worker is ready")
+            pool.submit(make(1, [{"id": 1, "do": "print", "text": text}]))
+            pool.submit(make(2, [{"id": 2}]))
+            await until(lambda: seen.answered() == 2, "both are answered")
+            assert [(it.id, failure.cause, failure.kind, executed) for it, failure, executed in seen.failures] == [
+                (1, "crash", "WorkerDied", True),
+                (2, "crash", "WorkerDied", False),
+            ]
+            assert "its answers cannot be understood" in seen.failures[0][1].message
+            await until(lambda: pool.idle() == 1, "another worker is ready")
+            pool.submit(make(3, [{"id": 3}]))
+            await until(lambda: seen.answered() == 3, "the next batch is answered")
+            assert len(seen.replies) == 1
+            assert not seen.fatal
 
     run(test)
 

@@ -13,7 +13,7 @@ import orjson
 from streamproc.records import Batch, Status
 from streamproc.runtime.memory_limits import OutOfMemoryKills
 from streamproc.runtime.pool import Pool, PoolEvents
-from streamproc.runtime.wire import HEADER, Frame, Kind, reply_parts
+from streamproc.runtime.wire import HEADER, Kind, encode_frame, reply_parts
 from streamproc.runtime.worker_process import WorkerProcess
 from streamproc.settings import PoolSettings
 
@@ -76,18 +76,17 @@ class ManualLoop(asyncio.SelectorEventLoop):
 class FakeProcess(WorkerProcess):
     """A worker that does what the test says. ``held`` are the batches that it was sent and has not answered."""
 
-    def __init__(
-        self, index: int, pid: int, on_frame: Callable[[Frame], None], on_closed: Callable[[], None], loop: ManualLoop
-    ) -> None:
-        super().__init__(on_frame, on_closed)
+    def __init__(self, loop: ManualLoop, number: int, settings: PoolSettings, index: int, *callbacks: Any) -> None:
+        super().__init__(settings, *callbacks)
         self.index = index
-        self.number = pid
+        self.number = number
         self.loop = loop
         self.held: deque[int] = deque()
         self.most_held = 0
         self.initialized = False
         self.ready = False
         self.connected = True
+        self.deafened = False
         self.killed = False
         self.retired = False
         self.told_to_stop = False
@@ -106,7 +105,7 @@ class FakeProcess(WorkerProcess):
         return self.code.result() if self.code.done() else None
 
     def write(self, frame: bytes) -> None:
-        kind, head_size, _ = HEADER.unpack(frame[: HEADER.size])
+        kind, _, head_size, _ = HEADER.unpack(frame[: HEADER.size])
         head = orjson.loads(frame[HEADER.size : HEADER.size + head_size])
         if kind == Kind.STOP:
             self.told_to_stop = True
@@ -129,6 +128,7 @@ class FakeProcess(WorkerProcess):
 
     async def close(self) -> None:
         self.disconnect()
+        self._release()
 
     # -- what the test has it do
 
@@ -136,9 +136,32 @@ class FakeProcess(WorkerProcess):
     def alive(self) -> bool:
         return not self.code.done()
 
+    @property
+    def heard(self) -> bool:
+        """Whether what it says arrives, and is listened to."""
+        return self.connected and not self.deafened
+
     def say(self, kind: Kind, **head: Any) -> None:
         """Send a frame without a body."""
-        self.loop.do(lambda: self._on_frame(Frame(kind, head)))
+        self.send(encode_frame(kind, head))
+
+    def send(self, data: bytes) -> None:
+        """Write to the socket."""
+        self.loop.do(lambda: self._receive(data))
+
+    def babble(self, garbage: bytes) -> None:
+        """Write what is no frame of ours; nothing that comes later is listened to."""
+        self.deafened, self.ready = True, False
+        self.send(garbage)
+
+    def _receive(self, data: bytes) -> None:
+        position = 0
+        while position < len(data):
+            buffer = self._receiver.get_buffer(-1)
+            count = min(len(buffer), len(data) - position)
+            buffer[:count] = data[position : position + count]
+            self._receiver.buffer_updated(count)
+            position += count
 
     def become_ready(self, ready: bool = True) -> None:
         """Say whether the backend is ready; the first time, that it is initialized."""
@@ -151,9 +174,8 @@ class FakeProcess(WorkerProcess):
         if failure is not None:
             self.say(Kind.FAILED, id=number, failure=failure)
             return number
-        parts, _ = reply_parts(bytes([Status.RESULT]), [b"{}"])
         head = {"id": number, "metrics": {}, "decode_ms": 0.0, "encode_ms": 0.0, "wall_ms": 0.0}
-        self.loop.do(lambda: self._on_frame(Frame(Kind.REPLY, head, b"".join(parts))))
+        self.send(encode_frame(Kind.REPLY, head, *reply_parts(bytes([Status.RESULT]), [b"{}"])))
         return number
 
     def end(self, code: int = -signal.SIGKILL) -> None:
@@ -228,13 +250,11 @@ class Stage:
     def _on_room(self) -> None:
         self.rooms += 1
 
-    async def _launch(
-        self, _: PoolSettings, index: int, on_frame: Callable[[Frame], None], on_closed: Callable[[], None]
-    ) -> WorkerProcess:
+    async def _launch(self, *arguments: Any) -> WorkerProcess:
         if self.launches_to_fail:
             self.launches_to_fail -= 1
             raise OSError("no more processes")
-        process = FakeProcess(index, len(self.processes) + 1, on_frame, on_closed, self.loop)
+        process = FakeProcess(self.loop, len(self.processes) + 1, *arguments)
         self.processes.append(process)
         self.on_launch(process)
         return process

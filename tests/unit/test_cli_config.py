@@ -66,3 +66,26 @@ def test_a_script_gets_settings_and_places_as_json(show: Show) -> None:
     assert shown["settings"]["backend"]["config"]["nested"] == {"token": "********", "empty": {}}
     assert shown["settings"]["pool"]["env"]["OMP_NUM_THREADS"] == "2"
     assert shown["places"]["pool.env.OMP_NUM_THREADS"] == "streamproc.yaml:5"
+
+
+def test_secrets_in_lists_and_texts_and_below_secret_keys_are_hidden(show: Show, tmp_path: Path) -> None:
+    config = (
+        "{dbs: [{password: hunter2}], dsn: 'host=a password=hunter2', secrets: {a: hunter2, b: [hunter2]}, "
+        "tokenizer: bert, max_tokens: 5}"
+    )
+    (tmp_path / "streamproc.yaml").write_text(SETTINGS.replace("{feature_names: [a, b]", f"{{all: {config}"))
+    out = show()
+    assert "hunter2" not in out
+    shown = yaml.safe_load(out)["backend"]["config"]["all"]
+    assert (shown["tokenizer"], shown["max_tokens"]) == ("bert", 5)
+    assert "hunter2" not in show("--json")
+
+
+def test_odd_values_are_shown_as_they_are_read(show: Show, tmp_path: Path) -> None:
+    config = (
+        '{"yes": 1, "on": 2, "1": 3, "a: b": 4, nan: .nan, inf: [-.inf, .inf], big: 123456789012345678901234567890, '
+        'large: 1.0e+300, small: 5.0e-324, text: "1e3", odd: "\\x7f\\u2028\\U0001f600\\n", empty: {}}'
+    )
+    (tmp_path / "streamproc.yaml").write_text(SETTINGS.replace("{feature_names: [a, b]", f"{{odd: {config}"))
+    shown = yaml.safe_load(show())["backend"]["config"]["odd"]
+    assert repr(shown) == repr(yaml.safe_load(config))

@@ -406,6 +406,74 @@ def test_no_message_repeats_a_secret(refused: Refused, text: str) -> None:
     assert "hunter2" not in str(refused(text))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        MINIMAL + "kafka: {sasl_password:hunter2}\n",
+        MINIMAL + "kafka: {sasl_password = hunter2}\n",
+        MINIMAL + "kafka:\n  sasl_password:hunter2\n",
+        MINIMAL + "kafka:\n  sasl_password=hunter2\n",
+        MINIMAL + "kafka: hunter2\n",
+        MINIMAL + "kafka:\n  security_protocol: SASL_SSL\n  sasl_password=hunter2\n",
+        MINIMAL + "kafka: {sasl_password hunter2}\n",
+        MINIMAL + "kafka: {sasl_password: !hunter2 x}\n",
+        MINIMAL + "kafka: {sasl_password: *hunter2}\n",
+        MINIMAL + "kafka: {sasl_password: !!int hunter2}\n",
+        MINIMAL + "pool:\n  env:\n    API_TOKEN=hunter2\n",
+    ],
+)
+def test_no_message_repeats_a_secret_that_lacks_its_space_or_its_quotes(refused: Refused, text: str) -> None:
+    error = refused(text)
+    assert "hunter2" not in f"{error} {error!r} {error.problem} {error.setting} {error.hint}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        MINIMAL + '"a\\nb": 1\n',
+        MINIMAL + '"a\\x1b[31mb": 1\n',
+        MINIMAL + '"\\u2028": 1\n',
+        MINIMAL + f"http: {{host: [], ? {'x' * 100_000} : 1}}\n",
+        MINIMAL.replace("[in]", '["a\\nb"]'),
+        MINIMAL + "topics_dir: " + "x" * 100_000 + "\n",
+        MINIMAL + 'kafka: {security_protocol: SSL, ssl_ca_file: "a\\0b"}\n',
+        MINIMAL + f"kafka: {{security_protocol: SSL, ssl_ca_file: {'x' * 5_000}}}\n",
+        MINIMAL + "kafka: {bootstrap_servers: " + "x" * 100_000 + "}\n",
+        MINIMAL + "pool: {workers: 0x" + "f" * 5_000 + "}\n",
+        MINIMAL + "kafka: {session_timeout_ms: 2147483648, max_poll_interval_ms: 2147483648}\n",
+    ],
+)
+def test_a_message_is_one_line_that_can_be_printed_and_read(refused: Refused, text: str) -> None:
+    message = str(refused(text))
+    assert message.isprintable()
+    assert len(message) < 4_000
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("STREAMPROC_POOL", "[" * 100_000),
+        ("STREAMPROC_POOL", '{"env":' * 70 + "1" + "}" * 70),
+        ("STREAMPROC_POOL__ENV", '{"a": "\\ud800"}'),
+        ("STREAMPROC_NAME", "\udcff"),
+        ("STREAMPROC_KAFKA__SASL_PASSWORD", "\udcff"),
+        ("STREAMPROC_BACKEND__CONFIG" + "__A" * 300, "1"),
+    ],
+)
+def test_a_variable_that_cannot_be_taken_is_refused_in_one_line(refused: Refused, variable: str, value: str) -> None:
+    assert str(refused(MINIMAL, {variable: value})).isprintable()
+
+
+def test_json_for_a_free_section_that_is_nested_without_end_stays_text(load: Load) -> None:
+    settings = load(MINIMAL, {"STREAMPROC_BACKEND__CONFIG__TEXT": "[" * 5_000})
+    assert settings.backend.config == {"text": "[" * 5_000}
+
+
+def test_a_settings_path_that_is_too_long_is_no_file() -> None:
+    with pytest.raises(SettingsError, match="there is no settings file"):
+        load_settings(Path("x" * 5_000), {})
+
+
 def test_a_number_where_a_secret_should_be_is_not_repeated(refused: Refused) -> None:
     assert "271828" not in str(refused(MINIMAL + "kafka: {sasl_password: 271828}\n"))
     assert "271828" not in str(refused(MINIMAL + "pool: {env: {TOKEN: 271828}}\n"))

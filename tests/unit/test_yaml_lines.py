@@ -94,3 +94,51 @@ def test_aliases_cannot_blow_a_file_up(tmp_path: Path) -> None:
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
     with pytest.raises(SettingsError, match="more than 100000 parts"):
         load_yaml(write(tmp_path, "\n".join(lines)))
+
+
+BOMBS = {
+    "lists": "[" * 100_000,
+    "mappings": "{a: " * 100_000,
+    "blocks": "- " * 50_000 + "a",
+    "explicit keys": "? " * 50_000,
+    "merges of the same": "a0: &a0 {k: {x: 1}}\n"
+    + "".join(f"a{i}: &a{i} {{k: {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}}}\n" for i in range(1, 10)),
+    "merges of merges": "a0: &a0 {k: 1}\n"
+    + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 10)),
+    "a merge of itself": "a: &a {<<: *a}",
+    "a number in base 60": "a: " + "1:" * 300_000 + "1",
+    "a number in base 16": "a: 0x" + "f" * 500_000,
+    "a large file": "a: b\n# " + "x" * 1_048_576,
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
+@pytest.mark.timeout(20)
+def test_what_would_take_for_ever_or_end_the_process_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError):
+        load_yaml(write(tmp_path, text))
+
+
+def test_what_merges_lists_is_placed_and_merged_from_the_inside(tmp_path: Path) -> None:
+    path = write(tmp_path, "a: &a\n  x: 1\nb: &b\n  <<: *a\n  y: 2\nc:\n  <<: [*b]\n  z: 3\n")
+    data, place_of = load_yaml(path)
+    assert data["c"] == {"x": 1, "y": 2, "z": 3}
+    assert place_of(("c", "x")) == f"{path}:2"
+    assert place_of(("c", "z")) == f"{path}:8"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("2001-99-99", "0b_", "!!int x", "!!float x", "!!bool x", "!!timestamp x", "!!binary YQ==", "!!set {a}"),
+        *("!!omap [a: 1]", "!!pairs [a: 1]", "!mine x", "=", "0x" + "f" * 200, "9" * 5_000, "{!!binary YQ==: 1}"),
+    ],
+)
+def test_what_is_no_plain_value_is_refused_with_its_line_and_not_repeated(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, f"a: 1\nb: {value}\n")
+    with pytest.raises(SettingsError) as caught:
+        load_yaml(path)
+    assert caught.value.place == f"{path}:2"
+    assert "put it in quotes" in caught.value.hint
+    for part in (value, "mine", "invalid literal"):
+        assert part == "=" or part not in caught.value.problem

@@ -16,13 +16,21 @@ from streamproc.errors import WorkerStartError
 from streamproc.records import Batch, Cause
 from streamproc.runtime.memory_limits import OutOfMemoryKills
 from streamproc.runtime.pool import STOPPED_FOR_S, WATCH_MEMORY_EVERY_S
-from streamproc.runtime.wire import BATCHES_PER_WORKER
+from streamproc.runtime.wire import BATCHES_PER_WORKER, Kind, Segment, encode_frame
 from tests.support.fake_workers import FakeProcess, Stage
 from tests.support.spans import batch, lease, span
 
 TIMEOUT_S = 10.0
 LIMIT_MB = 100
 FAILED = {"cause": "exception", "stage": "execute", "kind": "ValueError", "message": "no", "traceback": ""}
+
+
+GARBAGE = [
+    b"printed where it should not be\n",
+    encode_frame(Kind.REPLY, {"id": 10**6}),
+    encode_frame(Kind.FAILED, {"id": 10**6, "failure": FAILED}),
+    encode_frame(Kind.BATCH, {}),
+]
 
 
 def make(number: int) -> Batch:
@@ -148,6 +156,43 @@ def test_a_limit_below_what_the_model_takes_stops_the_processor_and_fails_no_rec
     (error,) = it.fatal
     assert isinstance(error, WorkerStartError)
     assert "once initialized, it held 300 MiB, more than pool.max_worker_memory_mb (100) allows; raise it" in str(error)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        *GARBAGE,
+        encode_frame(Kind.REPLY, {"id": 2}),
+        encode_frame(Kind.REPLY, {"id": 1}),
+        encode_frame(Kind.REPLY, {"id": 1, "shared": 4_096, "slot": 0}),
+        encode_frame(Kind.FAILED, {"id": 1}),
+        encode_frame(Kind.FAILED, {"id": 1, "failure": FAILED | {"cause": "bad luck"}}),
+        encode_frame(Kind.FAILED, {"id": 1, "failure": "bad luck"}),
+    ],
+)
+def test_garbage_ends_the_worker_and_costs_its_running_batch_one_execution_and_its_queued_batch_none(
+    stage: Callable[..., Stage], garbage: bytes
+) -> None:
+    it = stage()
+    it.open()
+    (worker,) = it.processes
+    worker.segments.extend(Segment.create() for _ in range(2 * BATCHES_PER_WORKER))
+    worker.become_ready()
+    it.submit(make(1))
+    it.submit(make(2))
+    worker.send(garbage)
+    assert worker.killed
+    assert it.pool.room() == 0
+    worker.answer()
+    assert it.replies == [], "an answer after garbage"
+    worker.end()
+    assert [(b.id, failure.cause, failure.kind, executed) for b, failure, executed, _ in it.failures] == [
+        (1, Cause.CRASH, "WorkerDied", True),
+        (2, Cause.CRASH, "WorkerDied", False),
+    ]
+    assert "its answers cannot be understood: " in it.failures[0][1].message
+    assert it.restarts == ["killed"]
+    assert it.fatal == []
 
 
 def test_a_kill_that_the_kernel_counts_is_out_of_memory_and_explains_one_death(
@@ -288,9 +333,9 @@ class PoolMachine(RuleBasedStateMachine):
     # -- what can happen
 
     @rule(data=st.data(), ready=st.booleans())
-    @precondition(lambda self: any(it.connected for it in self._alive()))
+    @precondition(lambda self: any(it.heard for it in self._alive()))
     def a_worker_says_whether_it_is_ready(self, data: st.DataObject, ready: bool) -> None:
-        self._say_ready(self._pick(data, [it for it in self._alive() if it.connected]), ready)
+        self._say_ready(self._pick(data, [it for it in self._alive() if it.heard]), ready)
 
     @rule()
     @precondition(lambda self: self.pool.room() > 0)
@@ -300,9 +345,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.stage.submit(it)
 
     @rule(data=st.data(), failed=st.booleans())
-    @precondition(lambda self: any(it.held and it.connected for it in self._alive()))
+    @precondition(lambda self: any(it.held and it.heard for it in self._alive()))
     def a_worker_answers(self, data: st.DataObject, failed: bool) -> None:
-        process = self._pick(data, [it for it in self._alive() if it.held and it.connected])
+        process = self._pick(data, [it for it in self._alive() if it.held and it.heard])
         self.expected_executed[process.held[0]] = True
         process.answer(FAILED if failed else None)
 
@@ -328,6 +373,13 @@ class PoolMachine(RuleBasedStateMachine):
     def a_worker_closes_its_socket(self, data: st.DataObject) -> None:
         process = self._pick(data, [it for it in self._alive() if it.connected])
         process.lose_socket()
+
+    @rule(data=st.data(), garbage=st.sampled_from(GARBAGE))
+    @precondition(lambda self: any(it.heard for it in self._alive()))
+    def a_worker_writes_garbage(self, data: st.DataObject, garbage: bytes) -> None:
+        process = self._pick(data, [it for it in self._alive() if it.heard])
+        process.babble(garbage)
+        assert process.killed
 
     @rule(data=st.data())
     @precondition(lambda self: any(it.initialized for it in self._alive()))

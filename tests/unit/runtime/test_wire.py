@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import threading
+import tracemalloc
+from array import array
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.records import Span, Status, value_sizes
 from streamproc.runtime.wire import (
+    HEADER,
     Frame,
     FrameReceiver,
     Kind,
     Segment,
+    WireError,
     batch_parts,
     decode_batch,
     decode_reply,
@@ -51,7 +58,12 @@ def test_a_batch_body_makes_the_round_trip(values: list[bytes | None], data: st.
     assert list(decoded.timestamps) == [record.timestamp for record in records]
 
 
-@given(st.lists(st.tuples(st.sampled_from(list(Status)), st.binary(max_size=300)), min_size=1, max_size=20), st.data())
+@given(
+    results=st.lists(
+        st.tuples(st.sampled_from([Status.RESULT, Status.FAILED]), st.binary(max_size=300)), min_size=1, max_size=20
+    ),
+    data=st.data(),
+)
 @settings(max_examples=200, deadline=None)
 def test_a_reply_body_makes_the_round_trip(results: list[tuple[Status, bytes]], data: st.DataObject) -> None:
     statuses = bytes(status for status, _ in results)
@@ -95,7 +107,8 @@ def test_the_parent_reads_frames_however_the_socket_cuts_them(
     stream = b"".join(encode_frame(kind, head, [body], len(body)) for kind, head, body in frames)
     received: list[Frame] = []
     closed: list[bool] = []
-    receiver = FrameReceiver(received.append, lambda: closed.append(True))
+    whys: list[str] = []
+    receiver = FrameReceiver(received.append, whys.append, lambda: closed.append(True), max_body_bytes=1_000)
     position = 0
     while position < len(stream):
         buffer = receiver.get_buffer(-1)
@@ -105,7 +118,7 @@ def test_the_parent_reads_frames_however_the_socket_cuts_them(
         position += count
     receiver.connection_lost(None)
     assert [(it.kind, it.head, bytes(it.body)) for it in received] == frames
-    assert closed == [True]
+    assert (closed, whys) == ([True], [])
 
 
 def test_frames_cross_a_socket_larger_than_its_buffers() -> None:
@@ -114,12 +127,12 @@ def test_frames_cross_a_socket_larger_than_its_buffers() -> None:
     with ours, theirs:
         writer = threading.Thread(target=write_frame, args=(ours, Kind.BATCH, {"id": 7}, [body], len(body)))
         writer.start()
-        frame = read_frame(theirs)
+        frame = read_frame(theirs, 2**24)
         writer.join()
         assert frame is not None
         assert (frame.kind, frame.head, bytes(frame.body)) == (Kind.BATCH, {"id": 7}, body)
         ours.close()
-        assert read_frame(theirs) is None
+        assert read_frame(theirs, 2**24) is None
 
 
 def test_a_connection_that_ends_within_a_frame_gives_no_frame() -> None:
@@ -127,7 +140,7 @@ def test_a_connection_that_ends_within_a_frame_gives_no_frame() -> None:
     with ours, theirs:
         ours.sendall(encode_frame(Kind.STOP, {"a": 1})[:-2])
         ours.close()
-        assert read_frame(theirs) is None
+        assert read_frame(theirs, 2**24) is None
 
 
 def test_both_sides_of_a_segment_see_the_same_bytes_while_it_grows() -> None:
@@ -143,3 +156,125 @@ def test_both_sides_of_a_segment_see_the_same_bytes_while_it_grows() -> None:
     worker.fd = -1
     worker.close()
     parent.close()
+
+
+# -- what no end of ours sends
+
+GARBAGE = [
+    b"printed where it should not be\n",
+    HEADER.pack(Kind.REPLY, b"...", 2, 0) + b"{}",
+    HEADER.pack(99, b"spw", 2, 0) + b"{}",
+    HEADER.pack(Kind.REPLY, b"spw", 2**32 - 1, 0) + b"{}",
+    HEADER.pack(Kind.REPLY, b"spw", 2, 2**64 - 1) + b"{}",
+    HEADER.pack(Kind.REPLY, b"spw", 2, 1_001) + b"{}",
+    HEADER.pack(Kind.REPLY, b"spw", 0, 0),
+    HEADER.pack(Kind.REPLY, b"spw", 2, 0) + b"[]",
+    HEADER.pack(Kind.REPLY, b"spw", 2, 0) + b"{]",
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_is_reported_once_allocates_nothing_and_ends_the_listening(garbage: bytes) -> None:
+    received: list[Frame] = []
+    whys: list[str] = []
+    receiver = FrameReceiver(received.append, whys.append, lambda: None, max_body_bytes=1_000)
+    for byte in encode_frame(Kind.READY, {}) + garbage + encode_frame(Kind.READY, {}):
+        buffer = receiver.get_buffer(-1)
+        assert 0 < len(buffer) < 2_000
+        buffer[0] = byte
+        receiver.buffer_updated(1)
+    assert len(received) == 1
+    assert len(whys) == 1
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_the_worker_refuses_garbage(garbage: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(garbage)
+        with pytest.raises(WireError):
+            read_frame(theirs, 1_000)
+
+
+def test_an_answer_that_cannot_be_taken_ends_the_listening_too() -> None:
+    whys: list[str] = []
+
+    def on_frame(_: Frame) -> None:
+        raise WireError("no such batch")
+
+    receiver = FrameReceiver(on_frame, whys.append, lambda: None, max_body_bytes=0)
+    for byte in 2 * encode_frame(Kind.REPLY, {}):
+        receiver.get_buffer(-1)[0] = byte
+        receiver.buffer_updated(1)
+    assert whys == ["no such batch"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        bytes(47),
+        bytes(48) + b"x",
+        array("q", [2, 0, 0, 0, 0, 0]).tobytes() + b"x",
+        array("q", [-2, 3, 0, 0, 0, 0]).tobytes() + b"x",
+    ],
+)
+def test_a_batch_body_that_does_not_add_up_is_refused(body: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_batch(body, 2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        bytes(9),
+        bytes(10) + b"x",
+        b"\0\0" + array("I", [1, 2]).tobytes() + b"ab",
+        b"\0\2" + array("I", [1, 1]).tobytes() + b"ab",
+    ],
+)
+def test_a_reply_body_that_does_not_add_up_is_refused(body: bytes) -> None:
+    for counts in ([2], [1, 1]):
+        with pytest.raises(WireError):
+            decode_reply(body, counts)
+    segment = Segment.create()
+    segment.write([body, b"\0"], len(body) + 1)
+    refused: list[WireError] = []
+    try:
+        with segment.view(len(body)) as view:
+            decode_reply(view, [2])
+    except WireError as error:
+        refused.append(error)
+    assert refused
+    segment.close()  # which nobody looks at any more, although the error is still there
+
+
+def test_what_a_reply_says_to_be_long_is_not_made_room_for() -> None:
+    body = b"\0" * 4 + array("I", [3, 2**32 - 1, 2**32 - 1, 2**32 - 1]).tobytes() + b"abc"
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError):
+            decode_reply(body, [1, 3])
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_size_that_a_segment_has_not_is_refused() -> None:
+    segment = Segment.create()
+    for size in (-1, 0, 1, 2**62):
+        for look in (segment.read, segment.view):
+            with pytest.raises(WireError):
+                look(size)
+    segment.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux seals memory")
+def test_the_other_side_cannot_cut_a_segment_off_while_it_is_read() -> None:
+    segment = Segment.create()
+    segment.write([b"abc"], 3)
+    with pytest.raises(PermissionError):
+        os.ftruncate(segment.fd, 0)
+    assert segment.read(3) == b"abc"
+    segment.close()
