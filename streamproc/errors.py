@@ -65,10 +65,10 @@ class SettingsError(StreamprocError):
     exit_code = 2
 
     def __init__(self, problem: str, *, setting: str = "", place: str = "", hint: str = "") -> None:
-        self.problem = _printable(problem)
-        self.setting = _printable(setting)
-        self.place = _printable(place)
-        self.hint = _printable(hint)
+        self.problem = printable(problem)
+        self.setting = printable(setting)
+        self.place = printable(place)
+        self.hint = printable(hint)
         where = ": ".join(part for part in (self.place, self.setting) if part)
         text = f"{where}: {self.problem}" if where else self.problem
         super().__init__(f"{text}; {self.hint}" if hint else text)
@@ -84,7 +84,7 @@ SECRET_IN_TEXT = re.compile(
 """`sasl_password:hunter2`, without the space, is no password to YAML but a key or a text, which messages quote."""
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text in one line of at most 1,000 characters, with escapes in place of what cannot be printed, and no secret."""
     text = SECRET_IN_TEXT.sub(r"\1********", text)
     if not text.isprintable():

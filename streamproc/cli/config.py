@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from streamproc.cli.terminal import ConfigOption, JsonOption, print_json, stdout
-from streamproc.errors import SECRET_IN_TEXT
+from streamproc.errors import SECRET_IN_TEXT, printable
 
 if TYPE_CHECKING:
     from streamproc.settings import Settings
@@ -56,7 +56,7 @@ def show(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     loaded = load_with_places(config, os.environ)
     shown = shown_settings(loaded.settings)
     if as_json:
-        places = {".".join(map(str, loc)): loaded.place_of(loc) for loc, _ in _leaves(shown)}
+        places = {".".join(map(str, loc)): printable(loaded.place_of(loc)) for loc, _ in _leaves(shown)}
         print_json({"settings": shown, "places": places})
     else:
         sys.stdout.writelines(f"{line}\n" for line in _yaml(shown, loaded.place_of, stdout.width))
@@ -107,7 +107,7 @@ def _yaml(
             yield from _yaml(value, place_of, width, (*loc, key))
         else:
             written = f"{indent}{name}: {_flow(value)}"
-            place = f"# {place_of((*loc, key))}"
+            place = f"# {printable(place_of((*loc, key)))}"
             beside = f"{written:<{_COLUMN if width >= _WIDE else 0}} {place}"
             yield from [beside] if len(beside) <= width else [f"{indent}{place}", written]
 

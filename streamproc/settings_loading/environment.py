@@ -60,7 +60,7 @@ def _check_text(name: str, value: str) -> None:
             "is nested too deeply", place=f"environment variable {name}", hint="use JSON, or fewer levels"
         )
     try:
-        value.encode()
+        f"{name}{value}".encode()
     except UnicodeEncodeError:
         raise SettingsError("is not UTF-8", place=f"environment variable {name}", hint="write it in UTF-8") from None
 

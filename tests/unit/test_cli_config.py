@@ -89,3 +89,13 @@ def test_odd_values_are_shown_as_they_are_read(show: Show, tmp_path: Path) -> No
     (tmp_path / "streamproc.yaml").write_text(SETTINGS.replace("{feature_names: [a, b]", f"{{odd: {config}"))
     shown = yaml.safe_load(show())["backend"]["config"]["odd"]
     assert repr(shown) == repr(yaml.safe_load(config))
+
+
+def test_a_place_that_cannot_be_printed_is_escaped(show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMPROC_POOL__ENV__A\x7f\nB", "1")
+    (tmp_path / "a\udcff\nb.yaml").write_text(SETTINGS)
+    out = show("-c", str(tmp_path / "a\udcff\nb.yaml"))
+    assert yaml.safe_load(out)["pool"]["env"]["A\x7f\nB"] == "1"
+    assert "environment variable STREAMPROC_POOL__ENV__A\\x7f\\nB" in out
+    assert r"a\udcff\nb.yaml:1" in out
+    assert json.loads(show("-c", str(tmp_path / "a\udcff\nb.yaml"), "--json"))["places"]["name"].endswith(r"\nb.yaml:1")

@@ -458,6 +458,8 @@ def test_a_message_is_one_line_that_can_be_printed_and_read(refused: Refused, te
         ("STREAMPROC_NAME", "\udcff"),
         ("STREAMPROC_KAFKA__SASL_PASSWORD", "\udcff"),
         ("STREAMPROC_BACKEND__CONFIG" + "__A" * 300, "1"),
+        ("STREAMPROC_BACKEND__CONFIG__\udcff", "1"),
+        ("STREAMPROC_POOL__ENV__\udcff", "1"),
     ],
 )
 def test_a_variable_that_cannot_be_taken_is_refused_in_one_line(refused: Refused, variable: str, value: str) -> None:

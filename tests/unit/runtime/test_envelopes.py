@@ -66,7 +66,7 @@ def sized(most: int) -> st.SearchStrategy[bytes]:
     value=st.none() | sized(30_000),
     headers=st.lists(st.tuples(st.text(max_size=300), st.none() | sized(9_000)), max_size=4),
     kind=st.sampled_from(["E" * 100, "𝔈" * 100]),
-    message=st.text(max_size=1_200).map(shorten),
+    message=st.builds(str.__mul__, st.text(max_size=9), st.integers(0, 400)).map(shorten),
     traceback=st.text(st.characters(exclude_categories=["Cs"]), max_size=500),
 )
 @settings(max_examples=300, deadline=None)
