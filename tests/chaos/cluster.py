@@ -35,10 +35,6 @@ PROPERTIES = {
     # A transaction whose producer is gone is in the way of everyone who reads what is committed.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     "log.segment.bytes": str(64 << 20),
-    # On a machine that is busy with other things the controllers would elect one another for minutes.
-    "controller.quorum.election.timeout.ms": "3000",
-    "controller.quorum.fetch.timeout.ms": "6000",
-    "controller.quorum.request.timeout.ms": "6000",
 }
 REPLICAS = range(1, EXTRA_REPLICA + 1)
 
