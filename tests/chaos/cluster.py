@@ -27,6 +27,7 @@ from tests.chaos.schedule import EXTRA_REPLICA, NODES
 
 T = TypeVar("T")
 HEAP_MB = 384
+START_WITHIN_S = 300.0
 ASK_TIMEOUT_S = 5.0
 KNOWN_WITHIN_S = 60.0
 POLL_S = 0.1
@@ -60,7 +61,7 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._in_thread(self._kafka.start)
+            await self._in_thread(lambda: self._kafka.start(START_WITHIN_S))
             await self.network.open()
         except BaseException:
             await self.__aexit__()
@@ -80,7 +81,7 @@ class Cluster:
 
     async def restart(self, node: int) -> None:
         """Start it again; returns when it is a member of the cluster."""
-        await self._in_thread(lambda: self._kafka.restart(node))
+        await self._in_thread(lambda: self._kafka.restart(node, START_WITHIN_S))
 
     async def why_not_in_sync(self) -> str | None:
         """What keeps the cluster from standing the loss of a node, as a sentence; None when nothing does."""
