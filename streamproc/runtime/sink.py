@@ -134,7 +134,7 @@ class Sink:
         self._failed = False
         """Whether no lane sends anything any more."""
         self._torn = False
-        """Whether a lane was ended before what it had was acknowledged, other lanes' rows of the same spans perhaps were."""
+        """Whether a lane was ended before all it had was acknowledged; other rows of the same spans may be written."""
         self._held: list[Outcome] | None = None
         """What came since ``hold``, if it was called."""
 

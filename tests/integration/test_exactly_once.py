@@ -175,7 +175,7 @@ def test_random_faults_leave_every_result_exactly_once_and_in_order(seed: int) -
 def test_a_span_of_which_only_a_part_was_written_is_not_committed_at_the_end() -> None:
     async def test() -> None:
         broker = make_broker()
-        with pytest.raises(SinkError, match="in.results"):
+        with pytest.raises(SinkError, match=r"in\.results"):
             async with processing(broker, task=EXACTLY_ONCE) as processor:
                 # Results and dead letters of one span: the first batch is refused, and the second is taken.
                 broker.fail_next("write", BrokerError("the disk is full"))
