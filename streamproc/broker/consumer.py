@@ -49,6 +49,7 @@ from streamproc.broker.connection import (
 )
 from streamproc.broker.interface import Membership, OffsetReset, Rebalanced
 from streamproc.broker.offsets import committed_offsets, corrected_ends, stable_offsets
+from streamproc.broker.transaction_requests import are_known
 from streamproc.broker.translation import rejected, translate
 from streamproc.errors import BrokerUnreachableError, CommitRejectedError, StreamprocError
 from streamproc.records import Record, TopicPartition
@@ -111,6 +112,7 @@ class KafkaConsumer:
             await check_topics(connection, topics, settings)
             await check_group(connection, self._group_id, settings)
             self._embedded = is_embedded(connection)
+            stable = not self._embedded and are_known(connection)
         # The embedded broker lets the first member of a group wait for others for half of the session timeout.
         session_ms = min(settings.session_timeout_ms, _EMBEDDED_SESSION_MS if self._embedded else 2**31)
         self._session_s = session_ms / 1_000
@@ -132,7 +134,7 @@ class KafkaConsumer:
         )
         try:
             await self._inner.start()
-            if not self._embedded:
+            if stable:
                 coordinator = self._inner._coordinator  # noqa: SLF001
                 coordinator._do_fetch_commit_offsets = partial(stable_offsets, coordinator, self._group_id)  # noqa: SLF001
             self._inner.subscribe(list(topics), listener=_Listener(self, on_revoked, on_assigned))

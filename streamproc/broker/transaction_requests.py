@@ -179,3 +179,10 @@ class StableOffsetFetchRequest(Request[StableOffsetFetchRequestV7]):  # type: ig
         return request_struct_class(
             self._group_id, [(topic, partitions, {}) for topic, partitions in topics.items()], True, {}
         )
+
+
+def are_known(connection: Any) -> bool:
+    """Whether the broker at the other end knows these requests, as Kafka does since 2.5."""
+    versions = connection._versions  # noqa: SLF001 - aiokafka keeps what it was told there
+    ranges = [(it, *versions.get(it.API_KEY, (0, -1))) for it in (TxnOffsetCommitRequestV3, StableOffsetFetchRequestV7)]
+    return all(first <= it.API_VERSION <= last for it, first, last in ranges)

@@ -10,6 +10,8 @@ Invariants:
 - A batch is sent after its partition was announced to the coordinator, and only within the epoch it was made for.
 - A batch that was refused for itself (too large, not allowed) leaves the transaction as it is; after any other failure
   of a batch the transaction is given up.
+- Once it is given up every batch of it has failed, nothing of it is sent or asked any more, and whoever waits for the
+  coordinators is told; and nothing that comes late of an earlier epoch does anything to the current one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from aiokafka import errors as kafka
@@ -25,6 +28,7 @@ from aiokafka import errors as kafka
 from streamproc.broker.connection import can_be_idempotent, client_options, first_connection, is_embedded
 from streamproc.broker.interface import BatchBuilder, Compression, Membership
 from streamproc.broker.producer import KafkaProducer, Sequences
+from streamproc.broker.transaction_requests import are_known
 from streamproc.broker.transactions import TransactionProtocol, aborted
 from streamproc.broker.translation import translate
 from streamproc.errors import BrokerAuthorizationError, BrokerError, SettingsError
@@ -34,6 +38,7 @@ from streamproc.settings import KafkaSettings
 FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 5.0
 SAY_EVERY_S = 10.0
+LAST_ABORT_S = 1.0
 _REFUSED = (
     kafka.MessageSizeTooLargeError,
     kafka.RecordListTooLargeError,
@@ -62,12 +67,15 @@ class KafkaTransactionalProducer(KafkaProducer):
         super().__init__(settings, client_id=client_id, compression=compression)
         self._transactional_id = transactional_id
         self._protocol: TransactionProtocol | None = None
+        """That of the current epoch, which it stands for: there is a new one with each."""
         self._announced: set[TopicPartition] = set()
         self._to_announce: set[TopicPartition] = set()
         self._announcing: asyncio.Task[None] | None = None
-        self._lost: BaseException | None = None
+        self._lost: BaseException | None = kafka.ProducerClosed("not started")
         """Why the transaction cannot go on, if it cannot."""
         self._uncommitted = False
+        self._working: set[asyncio.Task[Any]] = set()
+        """What sends and asks for the current epoch."""
         self._reopening: asyncio.Task[None] | None = None
         self._discarding: set[asyncio.Task[None]] = set()
 
@@ -75,7 +83,8 @@ class KafkaTransactionalProducer(KafkaProducer):
         """Connect and begin an epoch. Raises SettingsError where the broker has no transactions, BrokerError."""
         settings = self._settings
         async with first_connection(settings, self._client_id) as connection:
-            if is_embedded(connection) or not await can_be_idempotent(connection, settings):
+            known = not is_embedded(connection) and are_known(connection)
+            if not known or not await can_be_idempotent(connection, settings):
                 raise SettingsError(
                     f"exactly_once needs transactions, and the broker at {settings.bootstrap_servers} has none",
                     setting="delivery",
@@ -88,78 +97,102 @@ class KafkaTransactionalProducer(KafkaProducer):
             raise
 
     async def stop(self) -> None:
-        """Close the connections; a transaction that is not committed is left to its time-out."""
+        """Close the connections; what is not committed is given up, and left to its time-out where nobody answers."""
         if self._stopped:
             return
-        if self._reopening is not None:
-            self._reopening.cancel()
-            await asyncio.gather(self._reopening, return_exceptions=True)
-        if self._announcing is not None:
-            self._announcing.cancel()
-            await asyncio.gather(self._announcing, return_exceptions=True)
-        if self._lost is None:
-            await super().stop()
+        if self.in_transaction:
+            self.abort()
         self._stopped = True
+        if self._reopening is not None:
+            try:
+                await asyncio.wait({self._reopening}, timeout=LAST_ABORT_S)
+            finally:
+                self._reopening.cancel()
+            await asyncio.gather(self._reopening, return_exceptions=True)
+        self._lose(self._protocol, kafka.ProducerClosed("the producer is stopped"))
         if self._discarding:
             await asyncio.wait(self._discarding, timeout=self._settings.connect_timeout_s)
 
     @property
     def in_transaction(self) -> bool:
-        """Whether something was sent since the last commit that can still be committed."""
+        """Whether there is anything since the last commit, or on its way, that can still be committed."""
         return self._uncommitted and self._lost is None
 
     async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
         """Queue a batch, announcing its partition first; see ``interface.TransactionalProducer``."""
         self._check()
-        await self._check_partition(topic, partition)
-        to = TopicPartition(topic, partition)
-        if to not in self._announced:
-            await self._announce(to)
-        self._check()
+        # From here on, since whoever sends it may not be asked again whether it still wants to.
         self._uncommitted = True
+        await self._check_partition(topic, partition)
+        await self._announce(TopicPartition(topic, partition))
+        self._check()
         return await super().send_batch(batch, topic, partition)
 
     async def commit_transaction(self, offsets: Mapping[TopicPartition, int], member: Membership) -> None:
         """Commit what was sent, and these offsets; see ``interface.TransactionalProducer``."""
-        self._check()
-        if self._protocol is None:
-            raise AssertionError("the producer has not been started")
+        protocol = self._check()
+        self._uncommitted = True
         try:
-            await self._protocol.commit(offsets, member)
+            if offsets or self._announced:
+                await self._ask(protocol.commit(offsets, member))
         except BaseException as error:
-            self._lose(error)
+            self._lose(protocol, error)
             raise
         self._announced.clear()
         self._uncommitted = False
 
     def abort(self) -> Awaitable[None]:
         """Begin a new epoch, which ends the transaction; see ``interface.TransactionalProducer``."""
-        self._lose(kafka.KafkaError("given up"))
-        if self._reopening is None or self._reopening.done():
-            self._reopening = asyncio.get_running_loop().create_task(self._reopen())
-        return asyncio.shield(self._reopening)
+        self._lose(self._protocol, kafka.KafkaError("given up"))
+        loop = asyncio.get_running_loop()
+        if not self._stopped and (self._reopening is None or self._reopening.done()):
+            self._reopening = loop.create_task(self._reopen())
+        if self._reopening is None:
+            ended = loop.create_future()
+            ended.set_result(None)
+        else:
+            ended = asyncio.shield(self._reopening)
+            ended.add_done_callback(_seen)
+        return ended
 
     # -- epochs
 
-    def _check(self) -> None:
-        if self._lost is not None:
-            raise aborted("go on with a transaction", self._settings, self._lost) from self._lost
+    def _check(self) -> TransactionProtocol:
+        """The current epoch's protocol. Raises TransactionAbortedError where its transaction cannot go on."""
+        if self._lost is not None or self._protocol is None:
+            error = self._lost or kafka.KafkaError("given up")
+            raise aborted("go on with a transaction", self._settings, error) from error
+        return self._protocol
 
-    def _lose(self, error: BaseException) -> None:
-        """The transaction cannot go on: nothing more of it is sent."""
-        if self._lost is not None or self._stopped:
+    def _lose(self, epoch: TransactionProtocol | None, error: BaseException) -> None:
+        """The transaction of this epoch cannot go on: nothing more of it is sent or asked."""
+        if epoch is not self._protocol or self._lost is not None:
             return
         self._lost = error
-        discarding = asyncio.get_running_loop().create_task(self._discard(self._inner))
+        for task in self._working:
+            task.cancel()
+        self._inner._message_accumulator.fail_all(kafka.KafkaError("the transaction is given up"))  # noqa: SLF001
+        discarding = asyncio.get_running_loop().create_task(_discard(self._inner, self._working))
         self._discarding.add(discarding)
         discarding.add_done_callback(self._discarding.discard)
 
-    async def _discard(self, inner: Any) -> None:
-        inner._closed = True  # noqa: SLF001 - or its finalizer complains
-        inner._message_accumulator.fail_all(kafka.KafkaError("the transaction is given up"))  # noqa: SLF001
-        await inner.client.close()
-        with contextlib.suppress(kafka.KafkaError, OSError):
-            await inner._sender.close()  # noqa: SLF001
+    async def _ask(self, question: Coroutine[Any, Any, None]) -> None:
+        """Ask the coordinators something. Raises TransactionAbortedError as soon as the transaction is given up."""
+        asking = asyncio.get_running_loop().create_task(question)
+        self._work(asking)
+        try:
+            await asyncio.wait({asking})
+        finally:
+            asking.cancel()
+        if asking.cancelled():
+            raise aborted("commit a transaction", self._settings, self._lost or kafka.KafkaError("given up"))
+        asking.result()
+
+    def _work(self, task: asyncio.Task[Any]) -> None:
+        """End this task with the epoch."""
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+        task.add_done_callback(_seen)  # whoever waits for it may be gone by then
 
     async def _reopen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -182,7 +215,7 @@ class KafkaTransactionalProducer(KafkaProducer):
         """Connect anew and begin an epoch. Raises BrokerError."""
         settings = self._settings
         inner = self._make(client_options(settings, self._client_id), transactional_id=self._transactional_id)
-        manager = inner._txn_manager  # noqa: SLF001
+        manager, working = inner._txn_manager, _requests_of(inner._sender)  # noqa: SLF001
         try:
             async with asyncio.timeout(settings.connect_timeout_s + settings.request_timeout_ms / 1_000):
                 await inner.client.bootstrap()
@@ -191,13 +224,13 @@ class KafkaTransactionalProducer(KafkaProducer):
                 manager.set_pid_and_epoch(*await protocol.begin_epoch())
                 await inner._sender.start()  # noqa: SLF001
         except BaseException as error:
-            inner._closed = True  # noqa: SLF001
-            await inner.client.close()
+            await _discard(inner, working)
             if isinstance(error, kafka.KafkaError | OSError):
                 raise translate(error, settings, doing="begin transactions") from error
             raise
-        self._inner, self._protocol = inner, protocol
-        self._sequences = _TransactionSequences(manager, self._lose)
+        working.add(inner._sender.sender_task)  # noqa: SLF001
+        self._inner, self._protocol, self._working = inner, protocol, working
+        self._sequences = _TransactionSequences(manager, partial(self._lose, protocol))
         self._announced, self._to_announce, self._announcing = set(), set(), None
         self._uncommitted = False
         self._lost = None
@@ -207,30 +240,84 @@ class KafkaTransactionalProducer(KafkaProducer):
     async def _announce(self, partition: TopicPartition) -> None:
         """Add a partition to the transaction; those that are asked for in the same turn go in one request."""
         while partition not in self._announced:
+            protocol = self._check()
             self._to_announce.add(partition)
-            if self._announcing is None:
-                self._announcing = asyncio.get_running_loop().create_task(self._announce_all())
-            await asyncio.shield(self._announcing)
+            if self._announcing is None or self._announcing.done():
+                self._announcing = asyncio.get_running_loop().create_task(self._announce_all(protocol))
+                self._work(self._announcing)
+            announcing = self._announcing
+            await asyncio.wait({announcing})
+            if not announcing.cancelled():
+                announcing.result()
 
-    async def _announce_all(self) -> None:
-        if self._protocol is None:
-            raise AssertionError("the producer has not been started")
+    async def _announce_all(self, protocol: TransactionProtocol) -> None:
         wanted, self._to_announce = self._to_announce, set()
         try:
-            await self._protocol.add_partitions(wanted)
+            await self._add(protocol, wanted)
         except BaseException as error:
             if not isinstance(error, BrokerAuthorizationError):
-                self._lose(error)
+                self._lose(protocol, error)
             raise
+
+    async def _add(self, protocol: TransactionProtocol, wanted: set[TopicPartition]) -> None:
+        try:
+            await protocol.add_partitions(wanted)
+        except BrokerAuthorizationError:
+            topics, before = {it.topic for it in wanted}, len(self._announced)
+            if len(topics) > 1:
+                # Kafka adds all or none. The refused one's batches are told when they ask again, without the others.
+                for topic in topics:
+                    with contextlib.suppress(BrokerAuthorizationError):
+                        await self._add(protocol, {it for it in wanted if it.topic == topic})
+            if len(self._announced) == before:
+                raise
         else:
             self._announced |= wanted
-        finally:
-            self._announcing = None
 
     def _translated(self, error: BaseException, topic: str) -> BrokerError:
         if self._lost is not None:
             return aborted(f"write to topic {topic} in a transaction", self._settings, self._lost)
         return super()._translated(error, topic)
+
+
+def _requests_of(sender: Any) -> set[asyncio.Task[Any]]:
+    """The tasks in which aiokafka's sender will send its batches; it keeps them to itself, and never ends one."""
+    tasks: set[asyncio.Task[Any]] = set()
+    send = sender._send_produce_req  # noqa: SLF001
+
+    async def noted(node: int, batches: Any) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise AssertionError("aiokafka sends in tasks")
+        tasks.add(task)
+        try:
+            await send(node, batches)
+        finally:
+            tasks.discard(task)
+
+    sender._send_produce_req = noted  # noqa: SLF001
+    return tasks
+
+
+async def _discard(inner: Any, working: Collection[asyncio.Task[Any]]) -> None:
+    """End what an epoch had of tasks and connections, whether or not the broker is there."""
+    inner._closed = True  # noqa: SLF001 - or its finalizer complains
+    # aiokafka's own way waits for requests, whose batches it would send again, for metadata that nobody fetches.
+    ending = list(working)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
+    for connection in inner.client._conns.values():  # noqa: SLF001
+        if connection._writer is not None:  # noqa: SLF001
+            # A connection that is only closed flushes first, to a broker that may be gone.
+            connection._writer.transport.abort()  # noqa: SLF001
+    await inner.client.close()
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Mark what came of it as noticed, also where nobody waited."""
+    if not future.cancelled():
+        future.exception()
 
 
 class _TransactionSequences(Sequences):

@@ -33,7 +33,7 @@ from aiokafka.protocol.transaction import (
 from streamproc.broker.interface import Membership
 from streamproc.broker.transaction_requests import TxnOffsetCommitRequest
 from streamproc.broker.translation import rejected, translate
-from streamproc.errors import BrokerError, TransactionAbortedError
+from streamproc.errors import BrokerError, SettingsError, TransactionAbortedError
 from streamproc.records import TopicPartition
 from streamproc.settings import KafkaSettings
 
@@ -53,6 +53,7 @@ _UNKNOWN_MEMBER = 25
 _REBALANCE_IN_PROGRESS = 27
 _TOPIC_NOT_AUTHORIZED = 29
 _GROUP_NOT_AUTHORIZED = 30
+_INVALID_TRANSACTION_TIMEOUT = 50
 _CONCURRENT_TRANSACTIONS = 51
 _TRANSACTIONAL_ID_NOT_AUTHORIZED = 53
 _OPERATION_NOT_ATTEMPTED = 55
@@ -71,6 +72,8 @@ _AGAIN = frozenset(
 _ELSEWHERE = frozenset({_REQUEST_TIMED_OUT, _COORDINATOR_NOT_AVAILABLE, _NOT_COORDINATOR})
 _MOVED_ON = frozenset({_ILLEGAL_GENERATION, _UNKNOWN_MEMBER, _REBALANCE_IN_PROGRESS, _FENCED_INSTANCE})
 _NOT_ALLOWED = frozenset({_TOPIC_NOT_AUTHORIZED, _GROUP_NOT_AUTHORIZED, _TRANSACTIONAL_ID_NOT_AUTHORIZED})
+_MAY_NOT_LOOK = (kafka.GroupAuthorizationFailedError, kafka.TransactionalIdAuthorizationFailed)
+"""What comes of asking for a coordinator."""
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +109,7 @@ class TransactionProtocol:
         """End what this id has open, fence others that use it, and return the producer's id and epoch.
 
         Raises:
+            SettingsError: the broker allows no transactions as long as ``kafka.transaction_timeout_ms``.
             BrokerError: the broker refuses, or did not answer within ``kafka.request_timeout_ms``.
         """
         doing = "begin transactions"
@@ -161,6 +165,8 @@ class TransactionProtocol:
                     response = await self._client.send(node, question.request, group=ConnectionGroup.COORDINATION)
             except kafka.IncompatibleBrokerVersion as error:
                 raise translate(error, self._settings, doing=doing) from error
+            except _MAY_NOT_LOOK as error:
+                raise self._final(error.errno, error, doing) from error
             except (OSError, kafka.KafkaError) as error:
                 self._coordinators.pop((kind, key), None)
                 problem = error
@@ -171,7 +177,8 @@ class TransactionProtocol:
                 if any(code in _ELSEWHERE for code in found):
                     self._coordinators.pop((kind, key), None)
                 # Of several, the one that says most: what was not attempted failed because of another.
-                code = next((it for it in found if it not in _AGAIN and it != _OPERATION_NOT_ATTEMPTED), found[0])
+                reasons = [code for code in found if code != _OPERATION_NOT_ATTEMPTED] or found
+                code = next((it for it in reasons if it not in _AGAIN), reasons[0])
                 problem = kafka.for_code(code)(f"error code {code}")
                 if code not in _AGAIN:
                     raise self._final(code, problem, doing)
@@ -187,11 +194,18 @@ class TransactionProtocol:
             self._coordinators[kind, key] = node
         return node
 
-    def _final(self, code: int, error: BaseException, doing: str) -> BrokerError:
+    def _final(self, code: int, error: BaseException, doing: str) -> BrokerError | SettingsError:
         if code in _MOVED_ON:
             return rejected(doing, self._settings)
         if code in _NOT_ALLOWED:
             return translate(error, self._settings, doing=f"{doing} (transactional id {self._id})")
+        if code == _INVALID_TRANSACTION_TIMEOUT:
+            where = self._settings.bootstrap_servers
+            return SettingsError(
+                f"{self._settings.transaction_timeout_ms} is more than Kafka at {where} allows",
+                setting="kafka.transaction_timeout_ms",
+                hint="lower it, or raise the brokers' transaction.max.timeout.ms",
+            )
         return aborted(doing, self._settings, error)
 
 

@@ -27,6 +27,9 @@ from streamproc.broker.interface import Consumer, TransactionalProducer
 from streamproc.errors import BrokerAuthorizationError, BrokerError, CommitRejectedError
 from streamproc.records import TopicPartition
 
+FIRST_PAUSE_S = 0.1
+MAX_DOUBLINGS = 6
+
 Offsets = Mapping[TopicPartition, int]
 
 log = logging.getLogger(__name__)
@@ -36,7 +39,10 @@ class Gate(Protocol):
     """What a transaction needs of the sink."""
 
     async def hold(self) -> None:
-        """Keep back what is written from now on, and wait until everything before is acknowledged."""
+        """Keep back what is written from now on, and wait until everything before is acknowledged.
+
+        Raises TransactionAbortedError where that cannot be.
+        """
 
     def release(self) -> None:
         """Let it go on."""
@@ -130,18 +136,26 @@ class ExactlyOnce:
         """Partitions to be read again from their committed offsets, or from these where they have none."""
         self._reassigned = asyncio.Event()
         self._recovery: asyncio.Task[None] | None = None
+        self._given_up = False
+        """Whether the transaction that ``commit`` is about was given up meanwhile."""
+        self._in_a_row = 0
+        """How many transactions were given up since the last one that was committed."""
+        self._closed = False
 
     async def commit(self, committable: Callable[[], Offsets]) -> Offsets:
         """End the transaction with what is settled by now."""
         if not self._producer.in_transaction and not committable():
             return {}
+        self._given_up = False
         try:
             await self._gate.hold()
             offsets = committable()
             if offsets or self._producer.in_transaction:
                 await self._producer.commit_transaction(offsets, self._consumer.membership())
+                self._in_a_row = 0
         except BaseException as error:
-            self.aborted(error)
+            if not self._given_up:
+                self.aborted(error)
             raise
         finally:
             self._gate.release()
@@ -150,11 +164,15 @@ class ExactlyOnce:
     def aborted(self, error: BaseException) -> None:
         """Nothing of the transaction counts: its records are read again, once the broker has ended it."""
         self._on_aborted(str(error) if isinstance(error, BrokerError) else "a transaction was not committed in time")
+        self._given_up = True
+        self._in_a_row += 1
         ended = self._producer.abort()
         self._gate.reset()
         self._rewinding |= self._assignment.abandon()
         if self._recovery is not None:
             self._recovery.cancel()
+        if self._closed:
+            return
         self._reassigned.clear()
         self._recovery = asyncio.get_running_loop().create_task(self._guard(self._recover(ended, error)))
 
@@ -166,7 +184,8 @@ class ExactlyOnce:
         self._reassigned.set()
 
     async def close(self) -> None:
-        """Leave a transaction that is being given up to its time-out."""
+        """Read nothing again any more; a transaction that is being given up is the producer's to end."""
+        self._closed = True
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.gather(self._recovery, return_exceptions=True)
@@ -180,6 +199,9 @@ class ExactlyOnce:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._session_timeout_s):
                     await self._reassigned.wait()
+        if self._rewinding and self._in_a_row > 1:
+            # Whatever it is (a second process with our transactional id?), it is not to go on as fast as it can.
+            await asyncio.sleep(FIRST_PAUSE_S * 2 ** min(self._in_a_row - 2, MAX_DOUBLINGS))
         if self._rewinding:
             await self._consumer.rewind(dict(self._rewinding))
         partitions, self._rewinding = sorted(self._rewinding), {}
