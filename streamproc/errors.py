@@ -15,6 +15,7 @@
                   ├ BrokerAuthorizationError           an operation is not allowed
                   ├ TopicMissingError                  a topic that the settings name does not exist
                   ├ CommitRejectedError                the group has moved on since; harmless
+                  ├ InstanceFencedError                another replica has joined under this one's name
                   ├ TransactionAbortedError            a transaction was given up; its records are processed again
                   ├ RecordTooLargeError                a topic refuses a batch for its size
                   └ EmbeddedBrokerError                the embedded broker cannot be found or started
@@ -158,6 +159,10 @@ class TopicMissingError(BrokerError):
 
 class CommitRejectedError(BrokerError):
     """The group rebalanced before the commit arrived: another member owns the partitions now."""
+
+
+class InstanceFencedError(BrokerError):
+    """Another member of the group has joined under the same ``kafka.group_instance_id``."""
 
 
 class TransactionAbortedError(BrokerError):

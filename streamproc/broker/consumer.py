@@ -49,9 +49,10 @@ from streamproc.broker.connection import (
 )
 from streamproc.broker.interface import Membership, OffsetReset, Rebalanced
 from streamproc.broker.offsets import committed_offsets, corrected_ends, stable_offsets
+from streamproc.broker.static_members import name_member
 from streamproc.broker.transaction_requests import are_known
 from streamproc.broker.translation import rejected, translate
-from streamproc.errors import BrokerUnreachableError, CommitRejectedError, StreamprocError
+from streamproc.errors import BrokerUnreachableError, CommitRejectedError, InstanceFencedError, StreamprocError
 from streamproc.records import Record, TopicPartition
 from streamproc.settings import KafkaSettings
 
@@ -137,6 +138,8 @@ class KafkaConsumer:
             if stable:
                 coordinator = self._inner._coordinator  # noqa: SLF001
                 coordinator._do_fetch_commit_offsets = partial(stable_offsets, coordinator, self._group_id)  # noqa: SLF001
+                if settings.group_instance_id is not None:
+                    name_member(coordinator, settings.group_instance_id, self._on_fenced)
             self._inner.subscribe(list(topics), listener=_Listener(self, on_revoked, on_assigned))
             await self._inner._subscription.wait_for_assignment()  # noqa: SLF001
         except BaseException as error:
@@ -328,6 +331,16 @@ class KafkaConsumer:
         return Membership(
             self._group_id, coordinator.generation, coordinator.member_id, self._settings.group_instance_id
         )
+
+    def _on_fenced(self) -> None:
+        """Somebody else has joined under our name: the group knows that one now."""
+        self._may_commit = False
+        self._callback_error = InstanceFencedError(
+            f"another replica has taken over the name {self._settings.group_instance_id} in consumer group "
+            f"{self._group_id}, and this one stops; give each replica a kafka.group_instance_id of its own",
+            bootstrap_servers=self._settings.bootstrap_servers,
+        )
+        self._notify()
 
     def _rejected(self) -> CommitRejectedError:
         return rejected(f"commit offsets of group {self._group_id}", self._settings)

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -41,14 +43,21 @@ class _Handler(logging.StreamHandler[TextIO]):
     """The one handler of the processor's log, told from those of others by its type."""
 
 
-def configure_logging(settings: LoggingSettings, stream: TextIO, *, worker: int | None = None) -> None:
+def configure_logging(
+    settings: LoggingSettings,
+    stream: TextIO,
+    *,
+    worker: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Write the log to ``stream``. A second call replaces the first; handlers of others stay.
 
-    In a worker process, ``worker`` is its index, and becomes a field of every line.
+    In a worker process, ``worker`` is its index, and becomes a field of every line. By ``clock``, which does not go
+    back, repetitions are folded.
     """
     terminal = stream.isatty()
     handler = _Handler(stream)
-    handler.addFilter(_Folded())
+    handler.addFilter(_Folded(clock))
     if worker is not None:
         handler.addFilter(_FromWorker(worker))
     if settings.format == "json" or (settings.format == "auto" and not terminal):
@@ -74,9 +83,10 @@ class _Folded(logging.Filter):
 
     EVERY_S = 10.0
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
-        self._quiet_until = 0.0
+        self._clock = clock
+        self._quiet_until = -math.inf
         self._held_back = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -84,10 +94,11 @@ class _Folded(logging.Filter):
             return True
         if "is rebalancing" in record.getMessage():
             return False
-        if record.created < self._quiet_until:
+        now = self._clock()  # not the record's own time, which jumps with the machine's
+        if now < self._quiet_until:
             self._held_back += 1
             return False
-        self._quiet_until = record.created + self.EVERY_S
+        self._quiet_until = now + self.EVERY_S
         if self._held_back:
             record.msg, record.args = f"{record.getMessage()} ({self._held_back} more were held back)", ()
             self._held_back = 0

@@ -210,6 +210,10 @@ class TaskOracle:
                 where = f"{self.task} input {partition}: {final.get(partition, 0)} committed of {len(numbers)}"
                 self.findings.add("not committed at the end", where)
 
+    def delivery_times(self) -> list[int]:
+        """When each record was delivered first, in milliseconds since 1970, in the order of time."""
+        return sorted(at_ms for first_at in self._first_at for at_ms in first_at if at_ms != NEVER)
+
     def longest_stall_s(self) -> tuple[float, float]:
         """The longest time without any result, and without one of a partition that has results."""
         merged = sorted(at_ms for times in self._result_times for at_ms in times)

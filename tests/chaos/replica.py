@@ -43,7 +43,7 @@ class Replica:
         self._file = directory / f"replica-{index}.yaml"
         self.log_file = directory / f"replica-{index}.log"
         self._file.write_text(yaml.safe_dump({**settings, "http": {"port": port}}))
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         self._committed = committed
         self._process: subprocess.Popen[bytes] | None = None
         self.paused = False
@@ -118,6 +118,11 @@ class Replica:
     # -- what is seen of it
 
     @property
+    def pid(self) -> int | None:
+        """Its process id, while it has one."""
+        return self._process.pid if self._process is not None else None
+
+    @property
     def running(self) -> bool:
         """Whether its process is there."""
         return self._process is not None and self._process.poll() is None
@@ -139,7 +144,7 @@ class Replica:
         if not self.running or self.paused:
             return f"replica {self.index} does not run"
         try:
-            answer = await client.get(f"{self._url}/readyz")
+            answer = await client.get(f"{self.url}/readyz")
         except httpx.HTTPError as error:
             return f"replica {self.index} does not answer: {error!r}"
         return None if answer.status_code == 200 else f"replica {self.index}: {answer.text}"
@@ -155,7 +160,7 @@ class Replica:
         """Ask for its status once."""
         if self.running and not self.paused:
             with contextlib.suppress(httpx.HTTPError, ValueError):
-                answer = await client.get(f"{self._url}/status")
+                answer = await client.get(f"{self.url}/status")
                 if answer.status_code == 200:
                     self._seen(orjson.loads(answer.content))
 

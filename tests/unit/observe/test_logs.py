@@ -175,15 +175,16 @@ def test_a_worker_says_which_it_is() -> None:
     assert orjson.loads(stream.getvalue())["worker"] == 3
 
 
-def test_the_kafka_clients_repetitions_are_folded() -> None:
-    stream = io.StringIO()
-    configure_logging(LoggingSettings(format="json"), stream)
+@pytest.mark.parametrize("jump_s", [0, -5 * 86_400, 5 * 86_400])
+def test_the_kafka_clients_repetitions_are_folded_whatever_the_time_of_day_does(jump_s: int) -> None:
+    stream, now = io.StringIO(), 0.0
+    configure_logging(LoggingSettings(format="json"), stream, clock=lambda: now)
     client = logging.getLogger("aiokafka.conn")
-    for created in (100.0, 101.0, 102.0, 111.0):
+    for now in (100.0, 101.0, 102.0, 111.0):
         record = client.makeRecord(
             client.name, logging.ERROR, __file__, 1, "Unable to connect to %s", ("node 1",), None
         )
-        record.created = created
+        record.created = 1_700_000_000.0 + now + (jump_s if now > 101 else 0)
         client.handle(record)
     client.handle(client.makeRecord(client.name, logging.WARNING, __file__, 1, "group is rebalancing", (), None))
     lines = [orjson.loads(line) for line in stream.getvalue().splitlines()]
