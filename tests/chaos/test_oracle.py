@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.chaos.oracle import (
@@ -88,6 +88,7 @@ def test_where_all_went_well_nothing_is_found(exactly_once: bool) -> None:
     assert min(oracle.results, oracle.dead_letters) > 0
 
 
+@settings(deadline=None)
 @given(st.sampled_from(Topics.of(Fate.RESULT)), st.integers(0, PARTITIONS - 1))
 def test_a_lost_result_is_found_and_so_is_the_commit_beyond_it(n: int, partition: int) -> None:
     topics = Topics()
@@ -123,6 +124,7 @@ def test_a_result_beside_a_dead_letter_is_a_duplicate_of_the_wrong_kind() -> Non
     assert set(oracle.findings) == {"wrong content", "out of order"}
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_first_deliveries_out_of_order_are_found_and_repetitions_are_in_order(data: st.DataObject) -> None:
     topics = Topics()
@@ -271,6 +273,7 @@ def test_what_a_process_held_that_ended_counts_for_the_next_rebalance_alone() ->
     assert [it.in_flight for it in rounds] == [20, 0]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 50_000), st.integers(1, 4)), max_size=20),
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 50_000)), max_size=50),
