@@ -67,10 +67,11 @@ class Parts:
 
     # the producer
 
-    async def commit_transaction(self, offsets: Mapping[TopicPartition, int], _: Membership) -> None:
+    async def commit_transaction(self, offsets: Mapping[TopicPartition, int], member: Membership) -> None:
+        assert member == self.membership()
         self.asked.set()
         answered, lost = (asyncio.ensure_future(it.wait()) for it in (self.answered, self.lost))
-        done, _ = await asyncio.wait({answered, lost}, return_when=asyncio.FIRST_COMPLETED)
+        done, _pending = await asyncio.wait({answered, lost}, return_when=asyncio.FIRST_COMPLETED)
         answered.cancel()
         lost.cancel()
         if lost in done:
