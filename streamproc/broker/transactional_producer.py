@@ -31,7 +31,7 @@ from streamproc.broker.producer import KafkaProducer, Sequences
 from streamproc.broker.transaction_requests import are_known
 from streamproc.broker.transactions import TransactionProtocol, aborted
 from streamproc.broker.translation import translate
-from streamproc.errors import BrokerAuthorizationError, BrokerError, SettingsError
+from streamproc.errors import BrokerAuthorizationError, BrokerError, BrokerUnreachableError, SettingsError
 from streamproc.records import TopicPartition
 from streamproc.settings import KafkaSettings
 
@@ -120,12 +120,16 @@ class KafkaTransactionalProducer(KafkaProducer):
 
     async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
         """Queue a batch, announcing its partition first; see ``interface.TransactionalProducer``."""
-        self._check()
+        epoch = self._check()
         # From here on, since whoever sends it may not be asked again whether it still wants to.
         self._uncommitted = True
-        await self._check_partition(topic, partition)
-        await self._announce(TopicPartition(topic, partition))
-        self._check()
+        try:
+            await self._check_partition(topic, partition)
+        except BrokerUnreachableError as error:
+            # A new epoch's client knows no topics yet, and that nobody answers is no reason to stop for good.
+            self._lose(epoch, error)
+            raise aborted(f"look at topic {topic}", self._settings, error) from error
+        await self._announce(TopicPartition(topic, partition), epoch)
         return await super().send_batch(batch, topic, partition)
 
     async def commit_transaction(self, offsets: Mapping[TopicPartition, int], member: Membership) -> None:
@@ -157,12 +161,13 @@ class KafkaTransactionalProducer(KafkaProducer):
 
     # -- epochs
 
-    def _check(self) -> TransactionProtocol:
-        """The current epoch's protocol. Raises TransactionAbortedError where its transaction cannot go on."""
-        if self._lost is not None or self._protocol is None:
+    def _check(self, epoch: TransactionProtocol | None = None) -> TransactionProtocol:
+        """The current epoch's protocol, of this epoch if one is named. Raises TransactionAbortedError if it is over."""
+        protocol = self._protocol
+        if self._lost is not None or protocol is None or protocol is not (epoch or protocol):
             error = self._lost or kafka.KafkaError("given up")
             raise aborted("go on with a transaction", self._settings, error) from error
-        return self._protocol
+        return protocol
 
     def _lose(self, epoch: TransactionProtocol | None, error: BaseException) -> None:
         """The transaction of this epoch cannot go on: nothing more of it is sent or asked."""
@@ -237,13 +242,12 @@ class KafkaTransactionalProducer(KafkaProducer):
 
     # -- partitions
 
-    async def _announce(self, partition: TopicPartition) -> None:
+    async def _announce(self, partition: TopicPartition, epoch: TransactionProtocol) -> None:
         """Add a partition to the transaction; those that are asked for in the same turn go in one request."""
-        while partition not in self._announced:
-            protocol = self._check()
+        while self._check(epoch) and partition not in self._announced:
             self._to_announce.add(partition)
             if self._announcing is None or self._announcing.done():
-                self._announcing = asyncio.get_running_loop().create_task(self._announce_all(protocol))
+                self._announcing = asyncio.get_running_loop().create_task(self._announce_all(epoch))
                 self._work(self._announcing)
             announcing = self._announcing
             await asyncio.wait({announcing})

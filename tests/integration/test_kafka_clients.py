@@ -17,12 +17,19 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streamproc.broker.client import KafkaAdmin, KafkaConsumer, KafkaProducer
-from streamproc.broker.interface import NewTopic
+from streamproc.broker.interface import Membership, NewTopic
 from streamproc.broker.reader import KafkaReader
-from streamproc.errors import BrokerAuthorizationError, BrokerError, BrokerUnreachableError, CommitRejectedError
+from streamproc.broker.transactional_producer import LAST_ABORT_S, KafkaTransactionalProducer
+from streamproc.errors import (
+    BrokerAuthorizationError,
+    BrokerError,
+    BrokerUnreachableError,
+    CommitRejectedError,
+    TransactionAbortedError,
+)
 from streamproc.records import TopicPartition
 from streamproc.settings import KafkaSettings
-from tests.conftest import Run, TopicName
+from tests.conftest import Eventually, Run, TopicName
 from tests.support.header_names import RawName
 
 if TYPE_CHECKING:
@@ -322,3 +329,67 @@ def test_a_header_name_that_is_no_utf8_stops_nobody(run: Run, kafka: str, topic_
             ]
 
     run(test())
+
+
+def in_transactions(settings: KafkaSettings, topic: str) -> KafkaTransactionalProducer:
+    return KafkaTransactionalProducer(settings, client_id="p", transactional_id=topic)
+
+
+async def write(producer: KafkaProducer, topic: str, size_bytes: int) -> object:
+    return await (await send(producer, topic, b"x" * size_bytes))
+
+
+def complaints_of(loop: asyncio.AbstractEventLoop) -> list[Any]:
+    """What nobody took notice of from now on, as far as the loop is told."""
+    complaints: list[Any] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    return complaints
+
+
+def test_giving_up_in_the_middle_of_writes_leaves_nothing_behind_and_the_next_epoch_works(
+    kafka: str, topic_name: TopicName, run: Run, eventually: Eventually
+) -> None:
+    async def main() -> None:
+        complaints, before = complaints_of(asyncio.get_running_loop()), asyncio.all_tasks()
+        settings = KafkaSettings(bootstrap_servers=kafka)
+        topic = await make(settings, topic_name())
+        producer = in_transactions(settings, topic)
+        await producer.start()
+        for _ in range(3):
+            writes = [asyncio.create_task(write(producer, topic, 500_000)) for _ in range(8)]
+            await eventually(lambda: bool(producer._inner._sender._in_flight), what="a batch is on the wire")
+            await producer.abort()
+            told = await asyncio.gather(*writes, return_exceptions=True)
+            assert isinstance(told[-1], TransactionAbortedError)
+        await write(producer, topic, 3)
+        await producer.commit_transaction({}, Membership("group", -1, "", None))
+        assert await values_of(settings, topic, 1) == [b"xxx"]
+        await producer.stop()
+        assert asyncio.all_tasks() == before
+        assert complaints == []
+
+    run(main())
+
+
+def test_a_producer_of_transactions_stops_in_time_while_the_broker_does_not_answer(
+    kafka: str, pausable: KafkaCluster, topic_name: TopicName, run: Run, eventually: Eventually
+) -> None:
+    async def main() -> None:
+        complaints, before = complaints_of(asyncio.get_running_loop()), asyncio.all_tasks()
+        settings = KafkaSettings(bootstrap_servers=kafka)
+        topic = await make(settings, topic_name())
+        producer = in_transactions(settings, topic)
+        await producer.start()
+        await write(producer, topic, 3)
+        pausable.pause(1)
+        # More than the sockets' buffers take, so that closing the connection politely would wait for the broker.
+        writes = [asyncio.create_task(write(producer, topic, 1_000_000)) for _ in range(12)]
+        await eventually(lambda: bool(producer._inner._sender._in_flight), what="a batch is on the wire")
+        began = time.monotonic()
+        await producer.stop()
+        assert time.monotonic() - began < LAST_ABORT_S + 4
+        assert all(isinstance(it, BrokerError) for it in await asyncio.gather(*writes, return_exceptions=True))
+        assert asyncio.all_tasks() == before
+        assert complaints == []
+
+    run(main())
