@@ -86,6 +86,7 @@ class KafkaTransactionalProducer(KafkaProducer):
         except BaseException:
             await self.stop()
             raise
+        self._watch()
 
     async def stop(self) -> None:
         """Close the connections; a transaction that is not committed is left to its time-out."""
@@ -108,16 +109,18 @@ class KafkaTransactionalProducer(KafkaProducer):
         """Whether something was sent since the last commit that can still be committed."""
         return self._uncommitted and self._lost is None
 
-    async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+    async def send_batch(
+        self, batch: BatchBuilder, topic: str, partition: int, *, patient: bool = True
+    ) -> asyncio.Future[object]:
         """Queue a batch, announcing its partition first; see ``interface.TransactionalProducer``."""
         self._check()
-        await self._check_partition(topic, partition)
+        await self._check_partition(topic, partition, patient=patient)
         to = TopicPartition(topic, partition)
         if to not in self._announced:
             await self._announce(to)
         self._check()
         self._uncommitted = True
-        return await super().send_batch(batch, topic, partition)
+        return await super().send_batch(batch, topic, partition, patient=patient)
 
     async def commit_transaction(self, offsets: Mapping[TopicPartition, int], member: Membership) -> None:
         """Commit what was sent, and these offsets; see ``interface.TransactionalProducer``."""
