@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from streamproc.settings import KafkaSettings
 _CREATE_PARTITIONS = 37
 _RETRY_PAUSE_S = 0.2
 _ADVERTISED_TIMEOUT_S = 3.0
-_METADATA_MAX_AGE_MS = 60_000
+_METADATA_MAX_AGE_MS = 30_000
+_METADATA_PAUSE_S = 0.1
 _NO_TRANSACTION_TIMEOUT = 2**31 - 1
 
 
@@ -47,10 +49,29 @@ def client_options(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
         "bootstrap_servers": settings.bootstrap_servers,
         "client_id": client_id,
         "request_timeout_ms": settings.request_timeout_ms,
-        # New partitions are noticed at the latest after this long, not after aiokafka's 5 minutes.
+        # A leader that has moved without a word is noticed at the latest after this long, not after 5 minutes.
         "metadata_max_age_ms": _METADATA_MAX_AGE_MS,
         **_security_options(settings),
     }
+
+
+def pace_metadata(client: Any) -> None:
+    """Let an aiokafka client ask for metadata ten times a second at most, as Kafka's own does.
+
+    By itself it asks without a pause while a partition has no leader, or no broker answers.
+    """
+    update, answered_at = client._metadata_update, -math.inf  # noqa: SLF001 - it has no setting for it
+
+    async def paced(cluster: Any, topics: Any) -> Any:
+        nonlocal answered_at
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(answered_at + _METADATA_PAUSE_S - loop.time())
+        try:
+            return await update(cluster, topics)
+        finally:
+            answered_at = loop.time()
+
+    client._metadata_update = paced  # noqa: SLF001
 
 
 def _security_options(settings: KafkaSettings) -> dict[str, Any]:

@@ -16,6 +16,8 @@ Records come out as aiokafka made them: nothing here is done per record. What is
 - Nothing is read that another member may be reading: once no heartbeat was answered for a session, or the group has
   said that we are no member of it, no record comes until a heartbeat is answered or partitions are assigned anew.
   aiokafka goes on fetching, so that a replica that comes back would process what is not its own for seconds.
+- A topic that is deleted, or is another one by the same name, is an error. aiokafka reads on as if nothing were, and
+  would commit offsets of the old one for the new one.
 - Every ``getmany`` counts as a poll for ``kafka.max_poll_interval_ms``, also with everything paused.
 
 Partitions are assigned round robin. aiokafka's sticky assignor keeps its state in class attributes, which the consumers
@@ -46,13 +48,22 @@ from streamproc.broker.connection import (
     first_connection,
     is_embedded,
     isolation_level,
+    pace_metadata,
 )
 from streamproc.broker.interface import Membership, OffsetReset, Rebalanced
 from streamproc.broker.offsets import committed_offsets, corrected_ends, stable_offsets
 from streamproc.broker.static_members import name_member
+from streamproc.broker.topic_watch import Found, InputTopics, watch_topics
 from streamproc.broker.transaction_requests import are_known
 from streamproc.broker.translation import rejected, translate
-from streamproc.errors import BrokerUnreachableError, CommitRejectedError, InstanceFencedError, StreamprocError
+from streamproc.errors import (
+    BrokerError,
+    BrokerUnreachableError,
+    CommitRejectedError,
+    InstanceFencedError,
+    StreamprocError,
+    TopicMissingError,
+)
 from streamproc.records import Record, TopicPartition
 from streamproc.settings import KafkaSettings
 
@@ -104,6 +115,8 @@ class KafkaConsumer:
         self._callback_error: BaseException | None = None
         self._wake: asyncio.Future[None] | None = None
         self._commits: set[asyncio.Future[None]] = set()
+        self._topics = InputTopics(settings)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self, topics: Sequence[str], on_revoked: Rebalanced, on_assigned: Rebalanced) -> None:
         """Connect and join; ``on_assigned`` may still be running when this returns."""
@@ -133,6 +146,7 @@ class KafkaConsumer:
             fetch_max_bytes=settings.fetch_max_bytes,
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
         )
+        pace_metadata(self._inner._client)  # noqa: SLF001
         try:
             await self._inner.start()
             if stable:
@@ -140,6 +154,8 @@ class KafkaConsumer:
                 coordinator._do_fetch_commit_offsets = partial(stable_offsets, coordinator, self._group_id)  # noqa: SLF001
                 if settings.group_instance_id is not None:
                     name_member(coordinator, settings.group_instance_id, self._on_fenced)
+                watching = watch_topics(lambda: self._inner._client, lambda: topics, self._on_topics)  # noqa: SLF001
+                self._watching = asyncio.get_running_loop().create_task(watching)
             self._inner.subscribe(list(topics), listener=_Listener(self, on_revoked, on_assigned))
             await self._inner._subscription.wait_for_assignment()  # noqa: SLF001
         except BaseException as error:
@@ -157,6 +173,9 @@ class KafkaConsumer:
         self._may_commit = False
         self._drop_commits()
         self._notify()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         inner = self._inner
         stopping = asyncio.ensure_future(inner.stop())
         await asyncio.wait({stopping}, timeout=_STOP_TIMEOUT_S)
@@ -334,12 +353,27 @@ class KafkaConsumer:
 
     def _on_fenced(self) -> None:
         """Somebody else has joined under our name: the group knows that one now."""
-        self._may_commit = False
-        self._callback_error = InstanceFencedError(
-            f"another replica has taken over the name {self._settings.group_instance_id} in consumer group "
-            f"{self._group_id}, and this one stops; give each replica a kafka.group_instance_id of its own",
-            bootstrap_servers=self._settings.bootstrap_servers,
+        self._end(
+            InstanceFencedError(
+                f"another replica has taken over the name {self._settings.group_instance_id} in consumer group "
+                f"{self._group_id}, and this one stops; give each replica a kafka.group_instance_id of its own",
+                bootstrap_servers=self._settings.bootstrap_servers,
+            )
         )
+
+    def _on_topics(self, found: Found) -> None:
+        try:
+            if self._topics.seen(found):
+                # aiokafka notices the partitions by it, and has the group share them out.
+                self._inner._client.force_metadata_update()  # noqa: SLF001
+        except TopicMissingError as error:
+            self._end(error)
+
+    def _end(self, error: BrokerError) -> None:
+        """Commit nothing more, and say why."""
+        self._may_commit = False
+        self._drop_commits()
+        self._callback_error = error
         self._notify()
 
     def _rejected(self) -> CommitRejectedError:

@@ -143,8 +143,12 @@ class Producer(Protocol):
     def create_batch(self, max_bytes: int | None = None) -> BatchBuilder:
         """An empty batch of at most ``max_bytes``, or of the producer's own limit; a first record always fits."""
 
-    async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+    async def send_batch(
+        self, batch: BatchBuilder, topic: str, partition: int, *, patient: bool = True
+    ) -> asyncio.Future[object]:
         """Queue a batch, waiting for a place; the future resolves when the broker acknowledged it.
+
+        A topic that is deleted after it was first written to may be waited for, unless the caller is not ``patient``.
 
         A batch that the broker refuses does not disturb the ones after it. From the future come RecordTooLargeError,
         when the topic's limit refuses the batch, and BrokerError otherwise.

@@ -281,7 +281,14 @@ class MemoryProducer:
         limit = self._max_batch_bytes if max_bytes is None else min(max_bytes, self._max_batch_bytes)
         return MemoryBatch(limit, self._broker.now_ms())
 
-    async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+    async def send_batch(
+        self,
+        batch: BatchBuilder,
+        topic: str,
+        partition: int,
+        *,
+        patient: bool = True,  # noqa: ARG002 - nothing is waited for here
+    ) -> asyncio.Future[object]:
         """Write a batch; the future resolves in a later iteration of the loop, in order."""
         self._broker.maybe_fail("send_batch")
         self._broker.check_topics([topic])
@@ -364,7 +371,14 @@ class MemoryTransactionalProducer(MemoryProducer):
         """Whether something was sent since the last commit that can still be committed."""
         return bool(self._taken or self._unanswered) and not self._lost
 
-    async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+    async def send_batch(
+        self,
+        batch: BatchBuilder,
+        topic: str,
+        partition: int,
+        *,
+        patient: bool = True,  # noqa: ARG002 - nothing is waited for here
+    ) -> asyncio.Future[object]:
         """Take a batch into the transaction."""
         self._check()
         return await super().send_batch(batch, topic, partition)

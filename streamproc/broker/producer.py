@@ -36,9 +36,12 @@ from streamproc.broker.connection import (
     can_be_idempotent,
     client_options,
     first_connection,
+    is_embedded,
+    pace_metadata,
     read_topics,
 )
 from streamproc.broker.interface import BatchBuilder, Compression, Headers, Row
+from streamproc.broker.topic_watch import OutputTopics, watch_topics
 from streamproc.broker.translation import missing, translate
 from streamproc.errors import BrokerError, SettingsError
 from streamproc.settings import KafkaSettings
@@ -91,6 +94,10 @@ class KafkaProducer:
         self._inner: Any = None
         self._sequences: Sequences | None = None
         self._stopped = False
+        self._looked_up: set[str] = set()
+        """The topics that were there when they were asked for."""
+        self._topics = OutputTopics(settings)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connect, and find out whether the broker supports idempotent producers; if not, say so once in the log."""
@@ -98,6 +105,7 @@ class KafkaProducer:
         options = client_options(settings, self._client_id)
         async with first_connection(settings, self._client_id) as connection:
             idempotent = await can_be_idempotent(connection, settings)
+            embedded = is_embedded(connection)
         if not idempotent:
             log.info(
                 "the broker at %s supports no idempotent producers: results may arrive twice after a lost connection",
@@ -114,6 +122,8 @@ class KafkaProducer:
             if isinstance(error, kafka.KafkaError | OSError):
                 raise translate(error, settings, doing="start a producer") from error
             raise
+        if not embedded:
+            self._watch()
 
     def _make(self, options: dict[str, Any], **more: Any) -> Any:
         """An aiokafka producer, not started. Raises SettingsError where the compression is not installed."""
@@ -133,13 +143,22 @@ class KafkaProducer:
                 hint="pip install cramjam, or use gzip or none",
             ) from error
         inner._message_accumulator._pending_batches = _Pending()  # noqa: SLF001
+        pace_metadata(inner.client)
         return inner
+
+    def _watch(self) -> None:
+        """Begin to look at the topics that are written to."""
+        watching = watch_topics(lambda: self._inner.client, lambda: self._looked_up, self._topics.seen)
+        self._watching = asyncio.get_running_loop().create_task(watching)
 
     async def stop(self) -> None:
         """Flush what was submitted, for as long as a request may take, and close the connections."""
         if self._inner is None or self._stopped:
             return
         self._stopped = True
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         inner = self._inner
         accumulator = inner._message_accumulator  # noqa: SLF001
         # An idempotent producer never gives up a batch, so a broker that is gone would keep us here for ever.
@@ -169,15 +188,20 @@ class KafkaProducer:
         compression = self._inner._message_accumulator._compression_type  # noqa: SLF001
         return _Builder(limit, compression, is_transactional=self._transactional)
 
-    async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+    async def send_batch(
+        self, batch: BatchBuilder, topic: str, partition: int, *, patient: bool = True
+    ) -> asyncio.Future[object]:
         """Queue a batch, waiting for a place; the future resolves when the broker acknowledged it.
+
+        A topic that has gone since it was first written to is waited for, for ``kafka.request_timeout_ms``; not so
+        where the caller is not ``patient``.
 
         Raises:
             TopicMissingError: there is no such topic.
             BrokerError: there is no such partition, or the producer has failed or is stopped.
         """
         async with self._order:  # first come, first served, also where one has to wait
-            await self._check_partition(topic, partition)
+            await self._check_partition(topic, partition, patient=patient)
             size: int = batch.size()  # type: ignore[attr-defined] # our own builder's, which is aiokafka's
             while self._queued_bytes and self._queued_bytes + size > self._max_queued_bytes:
                 self._fewer_bytes.clear()
@@ -189,13 +213,19 @@ class KafkaProducer:
                 self._places.release()
                 error = failed or kafka.ProducerClosed("the producer is stopped")
                 raise self._translated(error, topic) from failed
-            return self._queue(accumulator, batch, size, topic, partition)
+            return self._queue(accumulator, batch, size, KafkaTopicPartition(topic, partition), patient=patient)
 
     def _queue(
-        self, accumulator: Any, batch: BatchBuilder, size: int, topic: str, partition: int
+        self, accumulator: Any, batch: BatchBuilder, size: int, to: Any, *, patient: bool
     ) -> asyncio.Future[object]:
-        to = KafkaTopicPartition(topic, partition)
-        submitted = _SubmittedBatch(to, batch, accumulator._batch_ttl, self._explain(topic), self._sequences)  # noqa: SLF001
+        submitted = _SubmittedBatch(
+            to,
+            batch,
+            accumulator._batch_ttl,  # noqa: SLF001
+            explain=self._explain(to.topic),
+            sequences=self._sequences,
+            is_hopeless=partial(self._topics.is_hopeless, to.topic, patient=patient),
+        )
         accumulator._batches[to].append(submitted)  # noqa: SLF001 - what its own add_batch does, but for the waiting
         waiter = accumulator.waiter()
         if not waiter.done():
@@ -219,11 +249,16 @@ class KafkaProducer:
         entry = entries.get("max.message.bytes")
         return int(entry.value) if entry is not None and entry.value else None
 
-    async def _check_partition(self, topic: str, partition: int) -> None:
+    async def _check_partition(self, topic: str, partition: int, *, patient: bool) -> None:
         cluster = self._inner.client.cluster
         known = cluster.partitions_for_topic(topic)
         if known is not None and partition in known:
             return
+        if self._topics.is_hopeless(topic, patient=patient):
+            raise self._topics.error(topic)
+        watched = self._watching is not None and not self._watching.done()
+        if known is None and watched and topic in self._inner.client._topics:  # noqa: SLF001
+            return  # it was there: aiokafka holds the batch until it has come back, or is hopeless
         count = await self._look_up(topic)
         if not 0 <= partition < count:
             raise BrokerError(
@@ -244,6 +279,7 @@ class KafkaProducer:
                 count = topics[topic].partitions
                 # From here on aiokafka watches the topic by itself.
                 client.add_topic(topic)
+                self._looked_up.add(topic)
                 await client.force_metadata_update()
                 known = client.cluster.partitions_for_topic(topic)
                 if (known is not None and len(known) >= count) or loop.time() > deadline:
@@ -255,6 +291,8 @@ class KafkaProducer:
         return lambda error: self._translated(error, topic)
 
     def _translated(self, error: BaseException, topic: str) -> BrokerError:
+        if self._topics.is_missing(topic):
+            return self._topics.error(topic)
         return translate(error, self._settings, doing=f"write to topic {topic}", topic=topic)
 
     def _leave(self, size: int, _: object) -> None:
@@ -348,16 +386,22 @@ class _SubmittedBatch(MessageBatch):  # type: ignore[misc] # aiokafka ships no t
         to: Any,
         builder: Any,
         ttl_s: float,
+        *,
         explain: Callable[[BaseException], BrokerError],
         sequences: Sequences | None,
+        is_hopeless: Callable[[], bool],
     ) -> None:
         super().__init__(to, builder, ttl_s, 0)
+        self._is_hopeless = is_hopeless
         self._explain = explain
         self._sequences = sequences
 
     def expired(self) -> bool:
-        """Whether to give up; never for an idempotent batch, which may have been written and leaves no gap."""
-        return self._sequences is None and bool(super().expired())
+        """Whether to give up, asked while there is no leader.
+
+        An idempotent batch may have been written and leaves no gap: it waits for as long as its topic is there.
+        """
+        return self._is_hopeless() or (self._sequences is None and bool(super().expired()))
 
     def failure(self, exception: BaseException) -> None:
         """Called by aiokafka, under this name, when the batch will not be sent again."""

@@ -95,6 +95,7 @@ class KafkaTransactionalProducer(KafkaProducer):
         except BaseException:
             await self.stop()
             raise
+        self._watch()
 
     async def stop(self) -> None:
         """Close the connections; what is not committed is given up, and left to its time-out where nobody answers."""
@@ -118,19 +119,21 @@ class KafkaTransactionalProducer(KafkaProducer):
         """Whether there is anything since the last commit, or on its way, that can still be committed."""
         return self._uncommitted and self._lost is None
 
-    async def send_batch(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
+    async def send_batch(
+        self, batch: BatchBuilder, topic: str, partition: int, *, patient: bool = True
+    ) -> asyncio.Future[object]:
         """Queue a batch, announcing its partition first; see ``interface.TransactionalProducer``."""
         epoch = self._check()
         # From here on, since whoever sends it may not be asked again whether it still wants to.
         self._uncommitted = True
         try:
-            await self._check_partition(topic, partition)
+            await self._check_partition(topic, partition, patient=patient)
         except BrokerUnreachableError as error:
             # A new epoch's client knows no topics yet, and that nobody answers is no reason to stop for good.
             self._lose(epoch, error)
             raise aborted(f"look at topic {topic}", self._settings, error) from error
         await self._announce(TopicPartition(topic, partition), epoch)
-        return await super().send_batch(batch, topic, partition)
+        return await super().send_batch(batch, topic, partition, patient=patient)
 
     async def commit_transaction(self, offsets: Mapping[TopicPartition, int], member: Membership) -> None:
         """Commit what was sent, and these offsets; see ``interface.TransactionalProducer``."""

@@ -123,7 +123,7 @@ def _not_allowed(error: BaseException, settings: KafkaSettings, doing: str, _: s
     user = settings.sasl_username or "this client"
     return BrokerAuthorizationError(
         f"could not {doing}: Kafka at {settings.bootstrap_servers} does not allow it ({brief(error)}); grant {user} "
-        f"the right with an ACL, or set kafka.sasl_username to a user who has it",
+        f"the right to {doing} with an ACL, or set kafka.sasl_username to a user who has it",
         bootstrap_servers=settings.bootstrap_servers,
     )
 

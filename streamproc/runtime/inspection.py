@@ -26,6 +26,9 @@ from streamproc.observe.status import (
 from streamproc.runtime.isolation import MAX_BACKOFF_S
 from streamproc.runtime.ledger import PartitionBooks
 
+UNACKNOWLEDGED_AFTER_S = 10.0
+"""What is written is acknowledged in milliseconds; after so long something is wrong that is worth telling."""
+
 if TYPE_CHECKING:
     from streamproc.runtime.pool import Worker
     from streamproc.runtime.processor import Processor
@@ -46,6 +49,7 @@ class Inspector:
         self._stalled_after_s = max(settings.http.stalled_after_s, longest_s * 1.1)
         self._work = {name: ProgressWatch(self._stalled_after_s) for name in settings.tasks}
         self._commits = {name: ProgressWatch(self._stalled_after_s) for name in settings.tasks}
+        self._writes = {name: ProgressWatch(UNACKNOWLEDGED_AFTER_S) for name in settings.tasks}
 
     def observe(self, now: float) -> None:
         """Bring the gauges up to date, and watch for progress."""
@@ -73,6 +77,8 @@ class Inspector:
             able = any(worker.open for worker in processor.pool.workers()) and not task.circuit.is_open
             self._work[name].observe(waiting if able else 0, task.progress, now)
             self._commits[name].observe(len(task.ledger.committable()), task.commits, now)
+            unacknowledged, acknowledged = task.writes()
+            self._writes[name].observe(len(unacknowledged), acknowledged, now)
         processor.metrics.set_workers(self._worker_states())
 
     def live(self, now: float) -> Health:
@@ -96,6 +102,8 @@ class Inspector:
         for name, task in processor.tasks.items():
             if task.state == "running" and not task.consumer.connected():
                 reasons.append(f"task {name}: no connection to Kafka at {processor.settings.kafka.bootstrap_servers}")
+            if (why := self._unacknowledged(task, processor.clock())) is not None:
+                reasons.append(f"task {name}: {why}")
             if not task.assigned.is_set():
                 reasons.append(f"task {name}: no partitions are assigned yet in group {task.group}")
             if task.circuit.is_open:
@@ -158,6 +166,17 @@ class Inspector:
             return 0, 0.0
         return behind, None if dated is None else max(self._wall_clock() - dated / 1_000, 0.0)
 
+    def _unacknowledged(self, task: TaskStream, now: float) -> str | None:
+        """Why nothing is written, as far as it is known here; None while something is."""
+        waits_s, (waiting, _) = self._writes[task.name].stalled(now), task.writes()
+        if waits_s is None or not waiting:
+            return None
+        (topic, partition), *others = waiting
+        return (
+            f"Kafka has acknowledged nothing for {waits_s:.0f} s of what is to be written to topic {topic}, partition "
+            f"{partition}{f', and {len(others)} more' if others else ''}; the log says what it answers"
+        )
+
     def _task(self, task: TaskStream, now: float) -> TaskStatus:
         partitions = []
         for books in task.ledger.partitions():
@@ -177,6 +196,7 @@ class Inspector:
             )
         failure = self._processor.failure
         reason = "back-pressure" if task.source.paused else None
+        reason = self._unacknowledged(task, now) or reason
         if failure is not None:
             reason = str(failure)
         elif task.circuit.is_open:

@@ -24,11 +24,18 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from streamproc.broker.interface import BatchBuilder, Producer, Row
-from streamproc.errors import BrokerError, InternalError, SinkError, StreamprocError, TransactionAbortedError
+from streamproc.errors import (
+    BrokerError,
+    InternalError,
+    RecordTooLargeError,
+    SinkError,
+    StreamprocError,
+    TransactionAbortedError,
+)
 from streamproc.records import BatchReport, Cause, Failure, Lease, Outcome, Record, Span, Status
 from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
 from streamproc.settings import TaskTopics, Then
@@ -135,8 +142,11 @@ class Sink:
         """Whether no lane sends anything any more."""
         self._torn = False
         """Whether a lane was ended before what it had was acknowledged; other lanes' rows of its spans may be."""
+        self._metrics_lost = False
         self._held: list[Outcome] | None = None
         """What came since ``hold``, if it was called."""
+        self.acknowledged = 0
+        """Producer batches that the broker has taken."""
 
     def write(self, outcomes: Sequence[Outcome]) -> None:
         """Queue outcomes, in this order per output partition."""
@@ -169,6 +179,10 @@ class Sink:
             self._events.on_refused("metrics")
             return
         self._queue("metrics", self._metrics, partition, _Parcel(_Rows(rows, [], None), None))
+
+    def unacknowledged(self) -> list[tuple[str, int]]:
+        """The topics and partitions that the broker has been sent something for, and for which offsets wait."""
+        return [to for to, lane in self._lanes.items() if lane.task is not None and lane.receipted]
 
     async def flush(self) -> None:
         """Wait until everything is acknowledged, or an error has ended the sink; for metrics only so long."""
@@ -300,13 +314,43 @@ class Sink:
                 batch = self._producer.create_batch(lane.topic.max_message_bytes)
                 covered = self._fill(lane, batch)
                 if covered:
-                    acknowledged = await self._producer.send_batch(batch, lane.topic.name, lane.partition)
-                    await acknowledged
-                    self._settle(lane.output, covered)
+                    await self._write(lane, batch, covered)
         except Exception as error:  # noqa: BLE001 - a lane that ended unseen would hold its offsets for ever
             self._refused(lane, error)
         finally:
             lane.task = None
+
+    async def _write(self, lane: _Lane, batch: BatchBuilder, covered: list[tuple[_Parcel, int]]) -> None:
+        """Send a batch and wait for its acknowledgement; too large for its topic, it is made anew by the new limit."""
+        name, made_for = lane.topic.name, lane.topic.max_message_bytes
+        try:
+            # What holds up no offset is not worth waiting for a topic that has gone.
+            acknowledged = await self._producer.send_batch(batch, name, lane.partition, patient=lane.receipted)
+            await acknowledged
+        except RecordTooLargeError:
+            limit = await self._producer.max_message_bytes(name)
+            if limit is None or limit >= made_for:
+                raise
+            if limit < lane.topic.max_message_bytes:
+                self._lower(name, limit)
+            for parcel, count in reversed(covered):
+                parcel.cursor -= count
+                if not lane.parcels or lane.parcels[0] is not parcel:
+                    lane.parcels.appendleft(parcel)
+        else:
+            self._settle(lane.output, covered)
+
+    def _lower(self, topic: str, max_message_bytes: int) -> None:
+        """A topic takes less than it did."""
+        log.warning("topic %s takes batches of %d bytes at most from now on", topic, max_message_bytes)
+        lowered = [
+            replace(it, max_message_bytes=max_message_bytes) if it.name == topic else it
+            for it in (self._results, self._dead, self._metrics)
+        ]
+        self._results, self._dead, self._metrics = lowered
+        for lane in self._lanes.values():
+            if lane.topic.name == topic:
+                lane.topic = replace(lane.topic, max_message_bytes=max_message_bytes)
 
     def _refused(self, lane: _Lane, error: Exception) -> None:
         """What a lane was about to write is not written; without its receipts, offsets stay where they are."""
@@ -317,9 +361,12 @@ class Sink:
         name, partition = lane.topic.name, lane.partition
         if not lane.receipted and isinstance(error, BrokerError):
             lane.parcels.clear()
-            log.warning(
-                "metrics records are lost, since topic %s, partition %d, refuses them: %s", name, partition, error
-            )
+            if not self._metrics_lost:
+                self._metrics_lost = True
+                log.warning(
+                    "metrics records are lost, as long as topic %s, partition %d, refuses them: %s",
+                    *(name, partition, error),
+                )
         elif not self._failed:
             self._failed = self._torn = True
             message = f"records cannot be written to topic {name}, partition {partition}: {error}"
@@ -328,9 +375,9 @@ class Sink:
                 SinkError(message, topic=name, partition=partition) if known else InternalError(error, where="the sink")
             )
 
-    def _fill(self, lane: _Lane, batch: BatchBuilder) -> list[tuple[_Receipt | None, int]]:
-        """Move rows into a producer batch until it is full; says how many of each receipt."""
-        covered: list[tuple[_Receipt | None, int]] = []
+    def _fill(self, lane: _Lane, batch: BatchBuilder) -> list[tuple[_Parcel, int]]:
+        """Move rows into a producer batch until it is full; says how many of each parcel."""
+        covered: list[tuple[_Parcel, int]] = []
         while lane.parcels:
             parcel = lane.parcels[0]
             # Only a batch's first record may exceed its limit: any later one is left for the next batch.
@@ -339,7 +386,7 @@ class Sink:
                     break
             elif (added := batch.extend(parcel.rows.rows, parcel.cursor)) > 0:
                 parcel.cursor += added
-                covered.append((parcel.receipt, added))
+                covered.append((parcel, added))
             if parcel.cursor < len(parcel.rows.rows):
                 if covered:
                     break
@@ -375,11 +422,14 @@ class Sink:
             self._enqueue("dead_letters", self._dead, rows, parcel.receipt)
         return True
 
-    def _settle(self, output: str, covered: list[tuple[_Receipt | None, int]]) -> None:
+    def _settle(self, output: str, covered: list[tuple[_Parcel, int]]) -> None:
         self._events.on_written(output, sum([count for _, count in covered]))
-        for receipt, count in covered:
-            if receipt is not None:
-                self._acknowledge(receipt, count)
+        self.acknowledged += 1
+        if output == "metrics":
+            self._metrics_lost = False
+        for parcel, count in covered:
+            if parcel.receipt is not None:
+                self._acknowledge(parcel.receipt, count)
 
     def _acknowledge(self, receipt: _Receipt, count: int) -> None:
         receipt.pending -= count

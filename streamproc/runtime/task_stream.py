@@ -687,6 +687,10 @@ class TaskStream:
         """Bring ``ends`` up to date."""
         self.ends = dict(await self.consumer.end_offsets(self.ledger.assigned()))
 
+    def writes(self) -> tuple[list[tuple[str, int]], int]:
+        """Where offsets wait for the broker to acknowledge something, and how often it has."""
+        return ([], 0) if self._sink is None else (self._sink.unacknowledged(), self._sink.acknowledged)
+
     def in_flight(self) -> int:
         """Records that are read and not settled."""
         return self.ledger.in_flight_records

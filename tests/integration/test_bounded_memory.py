@@ -162,8 +162,10 @@ def test_a_partition_that_waits_for_the_broker_leaves_the_others_room(
             answers = asyncio.Event()
             send = task._producer.send_batch
 
-            async def send_batch(batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[object]:
-                sent = await send(batch, topic, partition)
+            async def send_batch(
+                batch: BatchBuilder, topic: str, partition: int, *, patient: bool
+            ) -> asyncio.Future[object]:
+                sent = await send(batch, topic, partition, patient=patient)
 
                 async def late() -> object:
                     await answers.wait()

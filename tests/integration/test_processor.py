@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -57,8 +59,9 @@ def setup_for(settings: Settings) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def processing(broker: MemoryBroker, **options: Any) -> AsyncIterator[Processor]:
+    wall_clock = options.pop("wall_clock", time.time)
     settings = settings_for(**options)
-    processor = Processor(settings, setup_for(settings), broker, rng=random.Random(1))
+    processor = Processor(settings, setup_for(settings), broker, rng=random.Random(1), wall_clock=wall_clock)
     try:
         await processor.start()
         yield processor
@@ -682,3 +685,47 @@ async def join(broker: MemoryBroker) -> MemoryConsumer:
     other = broker.consumer(group_id="app.main")
     await other.start(["in"], ignore, ignore)
     return other
+
+
+DAY_S = 86_400.0
+
+
+@pytest.mark.parametrize("jumps", [(0.0,), (3 * DAY_S,), (-3 * DAY_S,), (5 * DAY_S, -5 * DAY_S)], ids=str)
+def test_a_time_of_day_that_jumps_changes_nothing(tmp_path: Path, jumps: tuple[float, ...]) -> None:
+    """Whatever is waited for while it jumps: a window, a retry's pause, a batch's deadline, a commit."""
+    began, looks = time.time(), itertools.count()
+    shifts = itertools.cycle((0.0, *jumps))
+
+    def wall_clock() -> float:
+        # At its start the processor takes the time once; from then on it jumps at every look.
+        return began if next(looks) == 0 else time.time() + next(shifts)
+
+    async def test() -> None:
+        broker = make_broker()
+        put(broker, 60)
+        broker.append("in", json.dumps({"id": 60, "do": "raise"}).encode(), partition=0)
+        broker.append("in", json.dumps({"id": 61, "do": "compute", "until": str(tmp_path / "x")}).encode(), partition=1)
+        put(broker, 60, start=62)
+        options = {
+            "task": {"on_error": {"retries": 1, "backoff_ms": 100}, "batch": {"max_size": 8, "max_wait_ms": 50}},
+            "pool": {"batch_timeout_s": 0.5},
+        }
+        lags: list[float] = []
+
+        def look() -> bool:
+            for it in processor.status().tasks["main"].partitions:
+                lags.extend(lag for lag in (it.lag_seconds, it.lag_records) if lag is not None)
+            return sum(broker.committed("app.main").values()) == 122
+
+        async with processing(broker, wall_clock=wall_clock, **options) as processor:
+            await until(look, "everything is committed")
+            assert processor.live().ok
+            assert processor.status().uptime_s < 60
+        results = [json.loads(it.value or b"")["result"]["id"] for it in broker.records("in.results")]
+        assert sorted(results) == [*range(60), *range(62, 122)]
+        causes = sorted(dict(it.headers)["streamproc-cause"] or b"" for it in broker.records("in.dead"))
+        assert causes == [b"exception", b"timeout"]
+        assert min(lags) >= 0
+        assert next(looks) > 10, "it was looked at"
+
+    run(test)

@@ -128,7 +128,8 @@ def kafka_settings(bootstrap_servers: str) -> KafkaSettings:
 def create(bootstrap_servers: str, topics: Mapping[str, int], **configs: str) -> None:
     async def go() -> None:
         async with KafkaAdmin(kafka_settings(bootstrap_servers)) as admin:
-            await admin.create_topics([NewTopic(name, partitions, 1, configs) for name, partitions in topics.items()])
+            # On as many nodes as the cluster has it by default: with one node on one.
+            await admin.create_topics([NewTopic(name, partitions, -1, configs) for name, partitions in topics.items()])
 
     asyncio.run(go())
 

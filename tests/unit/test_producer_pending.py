@@ -10,6 +10,7 @@ import asyncio
 from typing import Any
 
 from aiokafka import errors as kafka
+from aiokafka.structs import TopicPartition
 
 from streamproc.broker.producer import KafkaProducer
 from streamproc.settings import KafkaSettings
@@ -25,7 +26,7 @@ def test_a_batch_that_fails_while_it_waits_to_be_sent_again_is_taken_out_once() 
         accumulator = inner._message_accumulator
         batch = producer.create_batch()
         batch.append(timestamp=None, key=None, value=b"1", headers=[])
-        sent = producer._queue(accumulator, batch, 1, "out", 0)
+        sent = producer._queue(accumulator, batch, 1, TopicPartition("out", 0), patient=True)
         ((to, _),) = accumulator._batches.items()
         for _ in range(2):
             accumulator.reenqueue(accumulator._pop_batch(to))
