@@ -24,7 +24,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import hypothesis
 import pytest
+
+# How long an example takes says something of the machine, which may be shared, and nothing of the code.
+hypothesis.settings.register_profile("streamproc", deadline=None)
+hypothesis.settings.load_profile("streamproc")
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
