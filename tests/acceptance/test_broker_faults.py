@@ -184,24 +184,31 @@ def test_an_input_topic_that_goes_stops_the_processor_with_one_sentence_and_its_
         assert set(told_of) == {(p, o) for p, end in stream.ends().items() for o in range(end)}
 
 
+@pytest.mark.parametrize("output", ["results", "dead"])
 @pytest.mark.parametrize("delivery", DELIVERIES)
-def test_a_result_topic_that_is_created_again_in_time_gets_everything_that_was_not_acknowledged(
-    kafka: str, tmp_path: Path, topic_name: Names, delivery: str
+def test_an_output_topic_that_is_created_again_in_time_gets_everything_that_was_not_acknowledged(
+    kafka: str, tmp_path: Path, topic_name: Names, delivery: str, output: str
 ) -> None:
     stream = stream_of(kafka, topic_name(), delivery)
     stream.settings["kafka"]["request_timeout_ms"] = 60_000
+    stream.settings["tasks"]["main"]["on_error"] = {"circuit": {"enabled": False}}
+    broken: list[bytes | None] = [b"no JSON %d" % index for index in range(1_800)]
+    values = numbered(1_800) if output == "results" else broken
     with App(tmp_path, stream.settings) as app:
         app.until_ready()
-        stream.produce(numbered(600))
+        stream.produce(values[:600])
         app.until(all_committed(stream), "the first ones are done")
-        delete(kafka, f"{stream.topic}.results")
-        stream.produce(numbered(1_200, first=600))
+        delete(kafka, f"{stream.topic}.{output}")
+        stream.produce(values[600:])
         app.until(lambda _: "does not exist any more" in app.log(), "it is noticed")
-        create(kafka, {f"{stream.topic}.results": PARTITIONS})
+        create(kafka, {f"{stream.topic}.{output}": PARTITIONS})
         app.until(all_committed(stream), "the others are done")
         assert app.terminate() == 0
-    assert sorted(json.loads(it.value or b"")["result"]["id"] for it in stream.results()) == list(range(600, 1_800))
-    assert not stream.dead()
+    if output == "results":
+        told = sorted(json.loads(it.value or b"")["result"]["id"] for it in stream.results())
+        assert told == list(range(600, 1_800))
+    else:
+        assert Counter(it.value for it in stream.dead()) == Counter(values[600:])
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -399,6 +406,7 @@ def deny(kafka: str, resource: int, name: str, operation: int) -> None:
     asyncio.run(go())
 
 
+@pytest.mark.timeout(420)
 def test_a_broker_that_is_away_costs_nothing_and_the_lag_is_true_throughout(
     kafka_available: None,  # noqa: ARG001
     tmp_path: Path,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import shutil
 import sys
 import time
@@ -49,6 +50,8 @@ TASKS = {"alo": "at_least_once", "eos": "exactly_once"}
 GROUPS = {task: f"{NAME}.{task}" for task in TASKS}
 SAMPLE_S = 0.25
 LATE_S = 6.0
+TICK_S = 2.0
+"""The gauges are brought up to date every second, and what is asked for takes its time to come."""
 RECOVERY_S = 90.0
 CATCH_UP_S = 180.0
 BEFORE_S = 4.0
@@ -62,8 +65,9 @@ class Sample:
 
     at_ms: int
     shown: dict[str, int]
+    committed: dict[str, int]
     away_since_ms: int | None
-    """Since when a node was away, if one was."""
+    """Since when a node was away, if one was; it is until the replica works again."""
 
 
 @dataclass(slots=True)
@@ -77,8 +81,8 @@ class Away:
     ready_s: float = 0.0
     shown: dict[str, list[int]] = field(default_factory=dict)
     """The least and the most lag that was shown meanwhile."""
-    said: list[str] = field(default_factory=list)
-    """The reasons that ``/readyz`` gave meanwhile."""
+    said: dict[str, str] = field(default_factory=dict)
+    """What ``/readyz`` said meanwhile; of texts that differ in their numbers the first."""
 
 
 @dataclass(slots=True)
@@ -213,12 +217,14 @@ class Outage:
             away.shown[task] = [min(shown), max(shown)] if shown else []
         await self._in_thread(lambda: self._kafka.restart(node))
         away.answers_s = self._now_s()
-        self._away = None
-        self._say(f"node {node} answers again; the lag shown meanwhile: {away.shown}; /readyz: {away.said}")
+        self._say(
+            f"node {node} answers again; the lag shown meanwhile: {away.shown}; /readyz: {list(away.said.values())}"
+        )
         before = dict(self._committed)
         await self._until(lambda: all(self._committed[it] > before[it] for it in TASKS), "it commits", RECOVERY_S)
         await self._ready()
         away.ready_s = self._now_s()
+        self._away = None
         self._say(f"ready, and both tasks commit, {away.ready_s - away.answers_s:.1f} s later")
 
     async def _ready(self) -> None:
@@ -254,21 +260,22 @@ class Outage:
             await asyncio.gather(asking, return_exceptions=True)
 
     async def _look(self) -> None:
-        shown = dict.fromkeys(TASKS, 0)  # nothing is shown before the first fetch
+        shown, at_ms = dict.fromkeys(TASKS, 0), _now_ms()  # nothing is shown before the first fetch
         try:
             text = (await self._client.get(f"{self._replica.url}/metrics")).text
             why = await self._replica.why_not_ready(self._client)
         except httpx.HTTPError as error:
             self.report.findings.add("the sidecar does not answer", repr(error))
             return
-        if self._away is not None and why is not None and why not in self._away.said:
-            self._away.said.append(why)
+        if self._away is not None and why is not None:
+            self._away.said.setdefault(re.sub(r"[0-9]+", "", why), why)
         for line in text.splitlines():
             name, _, value = line.rpartition(" ")
             for task in TASKS:
                 if name.startswith("streamproc_lag_records{") and f'task="{task}"' in name:
                     shown[task] += int(float(value))
-        self._samples.append(Sample(_now_ms(), shown, self._away.killed_ms if self._away is not None else None))
+        away_since_ms = self._away.killed_ms if self._away is not None else None
+        self._samples.append(Sample(at_ms, shown, dict(self._committed), away_since_ms))
 
     async def _ask_committed(self) -> None:
         while True:
@@ -311,7 +318,7 @@ class Outage:
             for what, finding in oracle.findings.items():
                 self.report.findings[f"{task}: {what}"] = finding
             written = await self._written(topic)
-            for line in false_lags(task, self._samples, written, oracle.delivery_times(), everything.delivery_times()):
+            for line in false_lags(task, self._samples, written, everything.delivery_times()):
                 self.report.findings.add(f"{task}: lag that was not true", line)
         self.report.samples = len(self._samples)
 
@@ -335,21 +342,20 @@ def _now_ms() -> int:
     return int(time.time() * 1_000)
 
 
-def false_lags(
-    task: str, samples: Sequence[Sample], written: Sequence[int], done: Sequence[int], acknowledged: Sequence[int]
-) -> list[str]:
-    """The samples whose lag was that of no moment near theirs, given the times at which records came to be.
+def false_lags(task: str, samples: Sequence[Sample], written: Sequence[int], delivered: Sequence[int]) -> list[str]:
+    """The samples whose lag was that of no moment near theirs.
 
-    Those are, in order, the times at which records of the input were ``written``, and their results ``done`` for those
-    who read what is committed, and for those who read everything (``acknowledged``): with exactly_once the one comes a
-    commit after the other.
+    A record counts until it is acknowledged to the processor, which is after it was delivered and before it is
+    committed. ``written`` and ``delivered`` are the times at which records came into the input topic, and at which what
+    became of them came into theirs, in order; with exactly_once also what is not committed yet.
     """
-    found = []
+    found, late_ms, tick_ms = [], int(LATE_S * 1_000), int(TICK_S * 1_000)
     for sample in samples:
-        shown, at_ms, late_ms = sample.shown[task], sample.at_ms, int(LATE_S * 1_000)
+        shown, at_ms = sample.shown[task], sample.at_ms
         heard_ms = min(at_ms, sample.away_since_ms or at_ms) - late_ms
-        least = bisect_right(written, heard_ms) - bisect_right(acknowledged, at_ms)
-        most = bisect_right(written, at_ms) - bisect_right(done, at_ms - late_ms)
+        before = next(it for it in samples if it.at_ms >= at_ms - tick_ms)
+        least = bisect_right(written, heard_ms) - bisect_right(delivered, at_ms + tick_ms)
+        most = bisect_right(written, at_ms + tick_ms) - before.committed[task]
         if not least <= shown <= most:
             found.append(f"at {at_ms} ms: {shown} shown, and it was between {max(least, 0)} and {most}")
     return found
@@ -365,7 +371,7 @@ def show_report(report: Report, console: Console) -> None:
     for it in report.aways:
         lags = "\n".join(f"{task}: {' to '.join(f'{lag:,}' for lag in lags)}" for task, lags in it.shown.items())
         times = (f"{seconds:.1f}" for seconds in (it.killed_s, it.answers_s, it.ready_s))
-        aways.add_row(str(it.node), *times, lags, "\n".join(it.said))
+        aways.add_row(str(it.node), *times, lags, "\n".join(it.said.values()))
     console.print(aways)
     console.print(
         f"lag looked at {report.samples} times; caught up {report.catch_up_s:.1f} s after the load's end; "
