@@ -102,7 +102,7 @@ class Inspector:
         for name, task in processor.tasks.items():
             if task.state == "running" and not task.consumer.connected():
                 reasons.append(f"task {name}: no connection to Kafka at {processor.settings.kafka.bootstrap_servers}")
-            if (why := self._unacknowledged(task, processor.clock())) is not None:
+            elif (why := self._unacknowledged(task, processor.clock())) is not None:
                 reasons.append(f"task {name}: {why}")
             if not task.assigned.is_set():
                 reasons.append(f"task {name}: no partitions are assigned yet in group {task.group}")
