@@ -114,6 +114,7 @@ class KafkaProducer:
         self._inner = self._make(options, enable_idempotence=idempotent)
         if idempotent:
             self._sequences = Sequences(self._inner._txn_manager)  # noqa: SLF001
+            self._sequences.renew_before_sending(self._inner._sender)  # noqa: SLF001
         try:
             async with asyncio.timeout(settings.connect_timeout_s):
                 await self._inner.start()
@@ -355,6 +356,8 @@ class Sequences:
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
+        self._outdated = False
+        """Whether the producer needs another identity before it sends anything further."""
         # aiokafka wraps to negative numbers, which Kafka refuses, after 2³¹ records.
         manager.increment_sequence_number = self._increment
 
@@ -373,9 +376,22 @@ class Sequences:
             self.give_back(batch)
         elif batch.retry_count:
             log.warning("taking a new producer id after %r for %s", error, batch.tp)
-            self._manager._pid_and_epoch = PidAndEpoch(NO_PRODUCER_ID, NO_PRODUCER_EPOCH)  # noqa: SLF001
-            self._manager._pid_waiter = asyncio.get_running_loop().create_future()  # noqa: SLF001
-            self._manager._sequence_numbers.clear()  # noqa: SLF001
+            # Not at once: batches fail while aiokafka takes others from its queue, which it does with an identity only.
+            self._outdated = True
+
+    def renew_before_sending(self, sender: Any) -> None:
+        """Give up the identity, where that is due, when aiokafka's sender next looks whether it has one."""
+        wait = sender._maybe_wait_for_pid  # noqa: SLF001
+
+        async def renewed() -> None:
+            if self._outdated:
+                self._outdated = False
+                self._manager._pid_and_epoch = PidAndEpoch(NO_PRODUCER_ID, NO_PRODUCER_EPOCH)  # noqa: SLF001
+                self._manager._pid_waiter = asyncio.get_running_loop().create_future()  # noqa: SLF001
+                self._manager._sequence_numbers.clear()  # noqa: SLF001
+            await wait()
+
+        sender._maybe_wait_for_pid = renewed  # noqa: SLF001
 
 
 class _SubmittedBatch(MessageBatch):  # type: ignore[misc] # aiokafka ships no types

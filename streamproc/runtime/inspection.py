@@ -157,7 +157,7 @@ class Inspector:
         if end is None or position is None:
             return None, None
         if books.in_flight_records:
-            done = books.first_offset if books.next_offset is None else books.next_offset
+            done = books.next_offset
             dated = books.oldest_timestamp
         else:
             done, dated = position, books.last_timestamp

@@ -2,8 +2,10 @@
 
 Passive: no clock, no I/O. Per assigned partition it knows the records that were read, which of them are *settled*
 (their result, dead letter or deliberate drop is acknowledged by the broker, or was never to be written), and so the end
-of the contiguous run of settled records: the offset that may be committed. What is discarded (read, but never
-dispatched, because the partition goes away or the process stops) leaves the books without moving that end.
+of the contiguous run of settled records: the offset that may be committed. Before any is settled that is the first one
+read: whoever takes over a lease that was begun at the end of a topic (``auto_offset_reset: latest``) begins there too.
+What is discarded (read, but never dispatched, because the partition goes away or the process stops) leaves the books
+without moving that end.
 
 *In flight* is what is read and not settled: its values, and its results once there are some. *Outstanding* is what is
 read and not committable: beside what is in flight, what was settled behind it. The limits bound both, so that one
@@ -42,7 +44,7 @@ class _Partition:
     last_timestamp: int | None = None
     """Timestamp of the last record read."""
     next_offset: int | None = None
-    """Offset to commit: the one after the last record of the settled run; None until one is settled."""
+    """Offset to commit: the one after the last record of the settled run; until one is settled, the first read."""
     committed: int | None = None
     out_of_order: list[tuple[int, int, int]] = field(default_factory=list)
     """Settled runs beyond the head, in order: first sequence number, the one after the last, and the next offset."""
@@ -137,7 +139,8 @@ class Ledger:
         state.read = span.stop
         state.position = span.next_offset
         if state.first_offset is None:
-            state.first_offset = span.records[0].offset
+            # To be committed too: whoever gets the partition next, with nothing committed, might begin elsewhere.
+            state.first_offset = state.next_offset = span.records[0].offset
         state.last_timestamp = span.records[-1].timestamp
         state.arrivals.append((span.stop, span.records[0].timestamp))
         self._count(state, span, 1)
