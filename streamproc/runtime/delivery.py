@@ -76,6 +76,10 @@ class Delivery(Protocol):
     async def close(self) -> None:
         """End what is under way."""
 
+    @property
+    def recovering(self) -> bool:
+        """Whether nothing can be written, since a transaction was given up and Kafka has not let go of it yet."""
+
 
 class AtLeastOnce:
     """Commits offsets through the consumer."""
@@ -99,6 +103,11 @@ class AtLeastOnce:
 
     async def close(self) -> None:
         """Nothing is under way."""
+
+    @property
+    def recovering(self) -> bool:
+        """There are no transactions."""
+        return False
 
 
 class ExactlyOnce:
@@ -189,6 +198,11 @@ class ExactlyOnce:
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.gather(self._recovery, return_exceptions=True)
+
+    @property
+    def recovering(self) -> bool:
+        """Whether a transaction was given up, and no other one can be begun yet."""
+        return self._recovery is not None and not self._recovery.done()
 
     async def _recover(self, ended: Awaitable[None], error: BaseException) -> None:
         if isinstance(error, BrokerAuthorizationError):

@@ -78,7 +78,7 @@ class Inspector:
             self._work[name].observe(waiting if able else 0, task.progress, now)
             self._commits[name].observe(len(task.ledger.committable()), task.commits, now)
             unacknowledged, acknowledged = task.writes()
-            self._writes[name].observe(len(unacknowledged), acknowledged, now)
+            self._writes[name].observe(len(unacknowledged) + task.recovering, acknowledged, now)
         processor.metrics.set_workers(self._worker_states())
 
     def live(self, now: float) -> Health:
@@ -169,8 +169,13 @@ class Inspector:
     def _unacknowledged(self, task: TaskStream, now: float) -> str | None:
         """Why nothing is written, as far as it is known here; None while something is."""
         waits_s, (waiting, _) = self._writes[task.name].stalled(now), task.writes()
-        if waits_s is None or not waiting:
+        if waits_s is None or not (waiting or task.recovering):
             return None
+        if not waiting:
+            return (
+                f"Kafka has acknowledged nothing for {waits_s:.0f} s, a transaction was given up, and none can be begun; "
+                f"the log says what it answers"
+            )
         (topic, partition), *others = waiting
         return (
             f"Kafka has acknowledged nothing for {waits_s:.0f} s of what is to be written to topic {topic}, partition "

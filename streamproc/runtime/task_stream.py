@@ -691,6 +691,11 @@ class TaskStream:
         """Where offsets wait for the broker to acknowledge something, and how often it has."""
         return ([], 0) if self._sink is None else (self._sink.unacknowledged(), self._sink.acknowledged)
 
+    @property
+    def recovering(self) -> bool:
+        """Whether a transaction was given up, and its records cannot be read again yet."""
+        return self._delivery.recovering
+
     def in_flight(self) -> int:
         """Records that are read and not settled."""
         return self.ledger.in_flight_records

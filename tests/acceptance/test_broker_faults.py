@@ -342,7 +342,8 @@ def test_results_that_too_few_replicas_take_wait_and_the_probes_say_for_what(
             stream.produce(numbered(600, first=600))
         for delivery, app in apps.items():
             app.until(lambda _: "acknowledged nothing" in app.get("/readyz").text, "the probe says why")  # noqa: B023
-            assert f"{streams[delivery].topic}.results" in app.get("/readyz").text
+            if delivery == "at_least_once":  # a transaction is given up in time, and its writes are forgotten
+                assert f"{streams[delivery].topic}.results" in app.get("/readyz").text
             assert "acknowledged nothing" in app.get("/status").json()["tasks"]["main"]["reason"]
             assert app.get("/livez").status_code == 200
             told = [line for line in app.log().splitlines()[begun[delivery] :] if '"level":"info"' not in line]

@@ -75,10 +75,10 @@ def test_a_broken_model_pauses_its_task_until_the_command_and_everything_is_deli
     embedded_broker: str, tmp_path: Path, topic_name: Callable[..., str]
 ) -> None:
     topic, mended = topic_name(), tmp_path / "mended"
-    create(embedded_broker, {topic: 1, f"{topic}.results": 1, f"{topic}.dead": 1, "app.metrics": 1})
+    create(embedded_broker, {topic: 1, f"{topic}.results": 1, f"{topic}.dead": 1, f"{topic}.metrics": 1})
     limits = {"min_records": 100, "close_after_s": 3_600}
     settings = {
-        "name": "app",
+        "name": topic,
         "kafka": {"bootstrap_servers": embedded_broker},
         "backend": {"path": "tests.support.backends:Scripted", "base_dir": str(ROOT)},
         "tasks": {
@@ -105,7 +105,7 @@ def test_a_broken_model_pauses_its_task_until_the_command_and_everything_is_deli
         mended.touch()
         assert circuit("close", "main", "--url", app.url) == (0, "", "task main: the circuit is closed\n")
         app.until_ready()
-        app.until(lambda _: committed(embedded_broker, "app.main", topic, 1) == {0: RECORDS}, "everything is committed")
+        app.until(lambda _: committed(embedded_broker, f"{topic}.main", topic, 1) == {0: RECORDS}, "everything is committed")
 
         code, _, err = circuit("open", "--url", app.url)
         assert (code, err) == (0, "task main: the circuit is open: opened by hand\n")
