@@ -173,8 +173,8 @@ class Inspector:
             return None
         if not waiting:
             return (
-                f"Kafka has acknowledged nothing for {waits_s:.0f} s, a transaction was given up, and none can be begun; "
-                f"the log says what it answers"
+                f"Kafka has acknowledged nothing for {waits_s:.0f} s, a transaction was given up, and none can be "
+                f"begun; the log says what it answers"
             )
         (topic, partition), *others = waiting
         return (

@@ -105,7 +105,7 @@ def test_a_broken_model_pauses_its_task_until_the_command_and_everything_is_deli
         mended.touch()
         assert circuit("close", "main", "--url", app.url) == (0, "", "task main: the circuit is closed\n")
         app.until_ready()
-        app.until(lambda _: committed(embedded_broker, f"{topic}.main", topic, 1) == {0: RECORDS}, "everything is committed")
+        app.until(lambda _: committed(embedded_broker, f"{topic}.main", topic, 1) == {0: RECORDS}, "all is committed")
 
         code, _, err = circuit("open", "--url", app.url)
         assert (code, err) == (0, "task main: the circuit is open: opened by hand\n")
