@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streamproc.cli.kafka_options import BootstrapOption, connected, kafka_settings, run_async
-from streamproc.cli.record_lines import write_full, write_value
 from streamproc.cli.terminal import ConfigOption, UsageError, no_such_partition
 from streamproc.errors import StreamprocError
+from streamproc.record_lines import write_full, write_value
 from streamproc.records import TopicPartition
 
 if TYPE_CHECKING:

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streamproc.cli.kafka_options import BootstrapOption, kafka_settings, run_async, waiting_for
-from streamproc.cli.record_lines import Line, LineError, read_full, read_keyed, read_value
 from streamproc.cli.terminal import (
     ConfigOption,
     JsonOption,
@@ -35,6 +34,7 @@ from streamproc.cli.terminal import (
     say,
 )
 from streamproc.errors import StreamprocError
+from streamproc.record_lines import Line, LineError, read_full, read_keyed, read_value
 
 if TYPE_CHECKING:
     from streamproc.broker.interface import BatchBuilder, Producer

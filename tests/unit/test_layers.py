@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "observe": {*BASE, "settings"},
     "testing": {*BASE, "broker"},
     "runtime": {*BASE, "settings", "backend", "loaders", "broker", "observe"},
+    "record_lines": {"records"},
+    "replay": {*BASE, "record_lines", "settings", "settings_loading", "backend", "loaders", "broker", "runtime"},
 }
 STAGES = {"source", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink", "ledger"}
 WIRING = {"task_stream", "processor", "inspection", "app"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.cli.record_lines import Line, LineError, read_full, read_keyed, read_value, write_full, write_value
+from streamproc.record_lines import Line, LineError, read_full, read_keyed, read_value, write_full, write_value
 
 
 @dataclass(frozen=True)
