@@ -15,6 +15,8 @@ from streamproc.replay.distribution import Distribution
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 30
 BINS = 36
+LARGEST = 1e300
+"""Numbers beyond are not drawn: their differences have no number."""
 LOGARITHMIC_FROM = 30
 """The least ratio of the largest to the smallest number for which an axis is logarithmic."""
 TICKS = 5
@@ -24,7 +26,7 @@ class Part(NamedTuple):
     """A part of a whole: its name, how much it is, and the class of its colour."""
 
     name: str
-    count: int
+    records: int
     style: str
 
 
@@ -73,10 +75,10 @@ def nice_step(most: float, ticks: int) -> float:
 
 def bar(parts: Sequence[Part]) -> str:
     """One bar, divided into its parts; what is there at all can be seen."""
-    there = [it for it in parts if it.count]
-    total = sum(it.count for it in there)
-    shares = [max(it.count / total, 0.012) for it in there]
-    names = ", ".join(f"{it.count:,} {it.name}" for it in there)
+    there = [it for it in parts if it.records]
+    total = sum(it.records for it in there)
+    shares = [max(it.records / total, 0.012) for it in there]
+    names = ", ".join(f"{it.records:,} {it.name}" for it in there)
     drawn, x = [], 0.0
     for it, share in zip(there, shares, strict=True):
         width = share / sum(shares) * 1_000
@@ -97,7 +99,7 @@ def distributions(title: str, unit: str, baseline: Distribution, candidate: Dist
         [it.weight / side.weight if side.weight else 0.0 for it in side.histogram(edges)]
         for side in (baseline, candidate)
     ]
-    y = Axis(0, max(map(max, shares)) * 100, False, HEIGHT - BOTTOM, TOP)  # noqa: FBT003 - a plain coordinate
+    y = Axis(0, max(map(max, shares)) * 100, False, HEIGHT - BOTTOM, TOP)
     parts = [*_frame(title, x, y, unit, "%")]
     for weight, side, style in zip((baseline, candidate), shares, ("area-a", "line-b"), strict=True):
         if weight.weight:
@@ -105,16 +107,21 @@ def distributions(title: str, unit: str, baseline: Distribution, candidate: Dist
     return _svg(title, parts)
 
 
+def drawable(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The pairs that can be drawn."""
+    return [it for it in pairs if abs(it[0]) <= LARGEST and abs(it[1]) <= LARGEST]
+
+
 def differences(title: str, pairs: Sequence[tuple[float, float]]) -> str:
-    """A histogram of candidate - baseline."""
-    sizes = [after - before for before, after in pairs if math.isfinite(after - before)]
+    """A histogram of candidate - baseline, of drawable pairs."""
+    sizes = [after - before for before, after in pairs]
     low, high = min(*sizes, 0.0), max(*sizes, 0.0)
-    x = Axis(*_apart(low, high), False, LEFT, WIDTH - RIGHT)  # noqa: FBT003 - as above
+    x = Axis(*_apart(low, high), False, LEFT, WIDTH - RIGHT)
     edges = x.edges(BINS)
     counts = [0] * BINS
     for it in sizes:
         counts[min(int((it - x.low) / (x.high - x.low) * BINS), BINS - 1)] += 1
-    y = Axis(0, max(counts), False, HEIGHT - BOTTOM, TOP)  # noqa: FBT003 - as above
+    y = Axis(0, max(counts), False, HEIGHT - BOTTOM, TOP)
     parts = [*_frame(title, x, y, "candidate - baseline", "")]
     parts.append(_steps([x.at(it) for it in edges], [y.at(it) for it in counts], y.at(0), "area-b"))
     parts.append(f'<path class="zero" d="M{x.at(0):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
@@ -122,14 +129,13 @@ def differences(title: str, pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def scatter(title: str, pairs: Sequence[tuple[float, float]]) -> str:
-    """The baseline's numbers to the right, the candidate's upwards; what is the same on both stands on the line."""
-    known = [it for it in pairs if all(map(math.isfinite, it))]
-    low, high = _apart(min(map(min, known)), max(map(max, known)))
-    x = Axis(low, high, False, LEFT, WIDTH - RIGHT)  # noqa: FBT003 - as above
-    y = Axis(low, high, False, HEIGHT - BOTTOM, TOP)  # noqa: FBT003 - as above
+    """Of drawable pairs the baseline's number to the right, the candidate's upwards; equal ones stand on the line."""
+    low, high = _apart(min(map(min, pairs)), max(map(max, pairs)))
+    x = Axis(low, high, False, LEFT, WIDTH - RIGHT)
+    y = Axis(low, high, False, HEIGHT - BOTTOM, TOP)
     parts = [*_frame(title, x, y, "baseline", "")]
     parts.append(f'<path class="zero" d="M{x.at(low):.1f} {y.at(low):.1f}L{x.at(high):.1f} {y.at(high):.1f}"/>')
-    parts += [f'<circle class="dot" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="2.5"/>' for a, b in known]
+    parts += [f'<circle class="dot" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="2.5"/>' for a, b in pairs]
     return _svg(title, parts)
 
 
@@ -145,8 +151,8 @@ def number_text(number: float) -> str:
 
 def _axis(low: float, high: float, start: float, end: float) -> Axis:
     if low > 0 and high / low >= LOGARITHMIC_FROM:
-        return Axis(low, high, True, start, end)  # noqa: FBT003 - a plain coordinate
-    return Axis(*_apart(min(low, 0.0) if low < high / 2 else low, high), False, start, end)  # noqa: FBT003 - as above
+        return Axis(low, high, True, start, end)
+    return Axis(*_apart(min(low, 0.0) if low < high / 2 else low, high), False, start, end)
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:

@@ -186,7 +186,7 @@ class FieldChanges:
             if sampling and change.size is not None:
                 self._sample((float(before), float(after)), rng)
             return
-        transition = (_short(before), _short(after))
+        transition = (text_of(before, MAX_TRANSITION_CHARS), text_of(after, MAX_TRANSITION_CHARS))
         if transition in self.transitions or len(self.transitions) < MAX_TRANSITIONS:
             self.transitions[transition] += 1
 
@@ -397,32 +397,37 @@ class Metric:
     ratio: float | None
 
 
+def distributions_of(sides: tuple[Side, Side]) -> list[tuple[str, str, Distribution, Distribution]]:
+    """What is spread on both sides, where it is known of one: name, unit, and the distributions."""
+    before, after = sides
+    nothing = Distribution()
+    found = [
+        ("latency", "ms", before.latency_ms, after.latency_ms),
+        *(
+            (step, "ms", before.steps_ms.get(step, nothing), after.steps_ms.get(step, nothing))
+            for step in {**before.steps_ms, **after.steps_ms}
+        ),
+        ("batch size", "records", before.batch_size, after.batch_size),
+    ]
+    return [it for it in found if it[2].weight or it[3].weight]
+
+
 def metrics_of(sides: tuple[Side, Side]) -> list[Metric]:
     """The sides' metrics, side by side."""
     before, after = sides
     rows = [_metric("throughput", "records/s", before.records_per_s, after.records_per_s)]
-    pairs = [("latency", "ms", before.latency_ms, after.latency_ms)]
-    for step in [*before.steps_ms, *(it for it in after.steps_ms if it not in before.steps_ms)]:
-        nothing = Distribution()
-        pairs.append((step, "ms", before.steps_ms.get(step, nothing), after.steps_ms.get(step, nothing)))
-    pairs.append(("batch size", "records", before.batch_size, after.batch_size))
-    for name, unit, a, b in pairs:
-        if a.weight or b.weight:
-            for quantile, share in QUANTILES.items():
-                both = (a.quantile(share), b.quantile(share))
-                if unit == "records":
-                    both = (_whole(both[0]), _whole(both[1]))
-                rows.append(_metric(f"{name} {quantile}", unit, *both))
+    for name, unit, *both in distributions_of(sides):
+        for quantile, share in QUANTILES.items():
+            a, b = (it.quantile(share) for it in both)
+            if unit == "records":
+                a, b = (None if it is None else float(round(it)) for it in (a, b))
+            rows.append(_metric(f"{name} {quantile}", unit, a, b))
     return rows
 
 
 def _metric(name: str, unit: str, baseline: float | None, candidate: float | None) -> Metric:
     ratio = candidate / baseline if baseline and candidate is not None else None
     return Metric(name, unit, _rounded(baseline), _rounded(candidate), _rounded(ratio))
-
-
-def _whole(number: float | None) -> float | None:
-    return None if number is None else float(round(number))
 
 
 def _rounded(number: float | None) -> float | None:
@@ -460,24 +465,22 @@ def _example_as_json(it: Example) -> dict[str, Any]:
         "baseline": None if it.baseline is None else it.baseline.value,
         "candidate": None if it.candidate is None else it.candidate.value,
         "changes": [
-            {"path": change.worst, "baseline": plain(change.baseline), "candidate": plain(change.candidate)}
+            {"path": change.worst, "baseline": _plain(change.baseline), "candidate": _plain(change.candidate)}
             for change in it.changes
         ],
     }
 
 
-def plain(value: Any) -> Any:
-    """A changed value as JSON has it: what is absent is told by a word."""
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return repr(value)
-    return value
+def _plain(value: Any) -> Any:
+    return repr(value) if value is ABSENT else value
 
 
-def _short(value: Any) -> str:
+def text_of(value: Any, chars: int) -> str:
+    """A value as JSON of at most so many characters, with escapes in place of what cannot be seen."""
     text = repr(value) if value is ABSENT else orjson.dumps(value).decode()
-    return text if len(text) <= MAX_TRANSITION_CHARS else text[: MAX_TRANSITION_CHARS - 1] + "…"
+    if len(text) > chars:
+        text = f"{text[: chars - 1]}…"
+    return text if text.isprintable() else "".join(it if it.isprintable() else f"\\u{ord(it):04x}" for it in text)
 
 
 class _Offsets:

@@ -273,7 +273,7 @@ def _join(texts: Sequence[str], path: Path) -> str:
     for text, step in zip(texts, path, strict=True):
         if isinstance(step, int):
             parts.append(text)
-        elif _PLAIN.fullmatch(text):
+        elif _PLAIN.fullmatch(text) and text.isprintable():
             parts.append(f".{text}" if parts else text)
         else:
             parts.append(f"[{json.dumps(text, ensure_ascii=False)}]")

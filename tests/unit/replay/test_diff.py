@@ -1,4 +1,4 @@
-"""Matching by source record against a brute-force model, and what the comparison says of verdicts, fields and metrics."""
+"""Matching by source record against a brute-force model, and what comes of it: verdicts, fields, examples, metrics."""
 
 from __future__ import annotations
 
@@ -221,10 +221,13 @@ def test_everything_is_ready_for_json() -> None:
     after = [result(0, {}), result(1, {"s": 0.2}), result(3, {}), result(4, {})]
     document = json.loads(json.dumps(compared(before, after).as_json(Limit.parse("10%"))))
     assert (document["passed"], document["records"], document["differing"]) == (False, 5, 5)
-    assert document["verdicts"] == {
-        **{"equal": 0, "close": 0, "changed": 2},
-        **{"failed": 0, "mended": 1, "missing": 1, "extra": 1},
+    assert {it: count for it, count in document["verdicts"].items() if count} == {
+        "changed": 2,
+        "mended": 1,
+        "missing": 1,
+        "extra": 1,
     }
+    assert len(document["verdicts"]) == len(Verdict)
     example = document["examples"][0]
     assert example["changes"] == [{"path": "a", "baseline": 1, "candidate": "(absent)"}]
     assert example["source"] == {"topic": "texts", "partition": 0, "offset": 0}

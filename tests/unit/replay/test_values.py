@@ -18,7 +18,7 @@ numbers = st.floats() | st.integers(-(2**63), 2**64 - 1)
 scalars = st.none() | st.booleans() | numbers | st.text(max_size=5)
 documents = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab.[]\"é", max_size=3), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('ab.[]"é', max_size=3), inner, max_size=4),
     max_leaves=20,
 )
 
