@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -113,7 +113,9 @@ def diff(
     *,
     baseline_dead: Annotated[
         list[str] | None,
-        typer.Option("--baseline-dead", metavar="INPUT", help="Dead letters of the baseline: a file, TOPIC, TOPIC@RUN."),
+        typer.Option(
+            "--baseline-dead", metavar="INPUT", help="Dead letters of the baseline: a file, TOPIC, TOPIC@RUN."
+        ),
     ] = None,
     candidate_dead: Annotated[
         list[str] | None, typer.Option("--candidate-dead", metavar="INPUT", help="Those of the candidate.")
@@ -137,7 +139,16 @@ def diff(
     A side is a capture file of a results topic, or the topic itself: all of it, or with @RUN what a replay brought.
     Exit code 1 where more records differ than --max-changed allows. Metrics are shown, and are no differences.
     """
-    options = comparison_options(abs_tol, rel_tol, tolerance, ignore, max_changed, examples, html, as_json=as_json)
+    options = comparison_options(
+        abs_tol=abs_tol,
+        rel_tol=rel_tol,
+        tolerance=tolerance,
+        ignore=ignore,
+        max_changed=max_changed,
+        examples=examples,
+        html=html,
+        as_json=as_json,
+    )
     inputs = (
         [Input.parse(it) for it in (baseline, *(baseline_dead or ()))],
         [Input.parse(it) for it in (candidate, *(candidate_dead or ()))],
@@ -154,6 +165,7 @@ def diff(
 
 
 def comparison_options(
+    *,
     abs_tol: float,
     rel_tol: float,
     tolerance: Sequence[str] | None,
@@ -161,7 +173,6 @@ def comparison_options(
     max_changed: str,
     examples: int,
     html: Path | None,
-    *,
     as_json: bool,
 ) -> ComparisonOptions:
     """What the options say. Raises UsageError."""
@@ -213,12 +224,13 @@ def _read_all(
             run_async(lambda: _read_topics(comparison, side, topics, settings, progress))  # noqa: B023 - run at once
 
 
-def file_chunks(path: Path) -> Iterable[list[Record]]:
+def file_chunks(path: Path) -> Iterator[list[Record]]:
+    """The records of a capture file, some at a time. Raises CaptureFileError."""
     from streamproc.replay.capture_file import read_capture  # noqa: PLC0415 - --help needs none of it
 
-    records = read_capture(path)
+    records: Iterator[Record] = read_capture(path)
     while chunk := list(islice(records, _CHUNK)):
-        yield list[Record](chunk)
+        yield chunk
 
 
 async def _read_topics(
@@ -304,7 +316,10 @@ def _show(comparison: Comparison, options: ComparisonOptions) -> None:
     ]
     print_table(("verdict", "records", ""), rows, right=("records",), spare=("",))
     for side in comparison.sides:
-        for count, what in ((side.repeated, "came twice"), (side.without_source, "do not say of which record they are")):
+        for count, what in (
+            (side.repeated, "came twice"),
+            (side.without_source, "do not say of which record they are"),
+        ):
             if count:
                 _line(f"{side.name}: {count:,} results {what}; they are not compared")
     _show_fields(comparison)
@@ -342,10 +357,9 @@ def _show_examples(comparison: Comparison) -> None:
     from streamproc.replay.diff import text_of  # noqa: PLC0415 - as above
 
     for it in comparison.examples:
-        source = f"{it.source.topic}/{it.source.partition}/{it.source.offset}"
         key = "" if it.key is None else f", key {text_of(it.key.decode(errors='replace'), _MAX_VALUE_CHARS)}"
         _line("")
-        _line(f"{it.verdict.value}: {source}{key}")
+        _line(f"{it.verdict.value}: {it.place}{key}")
         for change in it.changes[:_MAX_ROWS]:
             before, after = (text_of(value, _MAX_VALUE_CHARS) for value in (change.baseline, change.candidate))
             _line(f"  {change.worst}: {before} → {after}")

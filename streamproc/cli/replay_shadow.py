@@ -6,11 +6,11 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,6 @@ from streamproc.cli.replay_diff import (
     DEFAULT_ABS,
     DEFAULT_REL,
     AbsTolOption,
-    ComparisonOptions,
     ExamplesOption,
     HtmlOption,
     IgnoreOption,
@@ -35,6 +34,7 @@ from streamproc.cli.replay_diff import (
 from streamproc.cli.terminal import ConfigOption, JsonOption, UsageError, count_of, say, stderr
 
 if TYPE_CHECKING:
+    from streamproc.broker.reader import KafkaReader
     from streamproc.records import Record
     from streamproc.replay.diff import Comparison
     from streamproc.replay.shadow import Shadow
@@ -44,7 +44,7 @@ app = typer.Typer()
 
 _POLL_MS = 200
 _POLL_RECORDS = 2_000
-_LIVE_S, _LINES_S = 0.2, 10.0
+_LIVE_S, _LINES_S = 0.2, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,16 @@ def shadow(
     nothing is written to Kafka. Ends by --count, --for, the end of a capture or Ctrl-C, and then tells what `replay
     diff` tells, with the same exit code.
     """
-    options = comparison_options(abs_tol, rel_tol, tolerance, ignore, max_changed, examples, html, as_json=as_json)
+    options = comparison_options(
+        abs_tol=abs_tol,
+        rel_tol=rel_tol,
+        tolerance=tolerance,
+        ignore=ignore,
+        max_changed=max_changed,
+        examples=examples,
+        html=html,
+        as_json=as_json,
+    )
     where = parse_where(begin, time.time(), "--from")
     seconds = None if duration is None else duration_s(duration, "--for")
     if candidate is None and backend is None:
@@ -162,7 +171,7 @@ async def _shadow(run: _Run, comparison: Comparison) -> None:
             )
 
 
-async def _unless(asked: asyncio.Event, work: Any, timeout_s: float | None = None) -> bool:
+async def _unless(asked: asyncio.Event, work: Coroutine[Any, Any, object], timeout_s: float | None = None) -> bool:
     """Do the work, unless it is asked to end, or so much time passes; whether it came to its end."""
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(asked.wait())
     try:
@@ -191,16 +200,17 @@ async def _chunks(stack: AsyncExitStack, run: _Run, topics: Sequence[str]) -> As
     reader = await stack.enter_async_context(KafkaReader(kafka, client_id="streamproc-replay-shadow"))
     reader.assign(offsets)
 
-    async def live() -> AsyncIterator[Sequence[Record]]:
-        while True:
-            found = await reader.getmany(timeout_ms=_POLL_MS, max_records=_POLL_RECORDS)
-            for records in found.values():
-                yield records
-
-    return live()
+    return await stack.enter_async_context(aclosing(_live(reader)))
 
 
-async def _captured(path: Path) -> AsyncIterator[Sequence[Record]]:
+async def _live(reader: KafkaReader) -> AsyncGenerator[Sequence[Record], None]:
+    while True:
+        found = await reader.getmany(timeout_ms=_POLL_MS, max_records=_POLL_RECORDS)
+        for records in found.values():
+            yield records
+
+
+async def _captured(path: Path) -> AsyncGenerator[Sequence[Record], None]:
     for chunk in file_chunks(path):
         yield chunk
 

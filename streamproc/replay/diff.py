@@ -211,6 +211,11 @@ class Example:
     candidate: Held | None
     changes: Sequence[Change]
 
+    @property
+    def place(self) -> str:
+        """The source record, for people."""
+        return visible(f"{self.source.topic}/{self.source.partition}/{self.source.offset}")
+
 
 class Held(NamedTuple):
     """What a side says of a source record: an output, or the reason of a dead letter."""
@@ -480,7 +485,14 @@ def text_of(value: Any, chars: int) -> str:
     text = repr(value) if value is ABSENT else orjson.dumps(value).decode()
     if len(text) > chars:
         text = f"{text[: chars - 1]}…"
-    return text if text.isprintable() else "".join(it if it.isprintable() else f"\\u{ord(it):04x}" for it in text)
+    return visible(text)
+
+
+def visible(text: str) -> str:
+    """A text with escapes in place of what cannot be seen, or would move what is around it."""
+    if text.isprintable():
+        return text
+    return "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text)
 
 
 class _Offsets:

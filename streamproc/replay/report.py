@@ -25,6 +25,7 @@ from streamproc.replay.diff import (
     distributions_of,
     metrics_of,
     text_of,
+    visible,
 )
 from streamproc.replay.values import Change
 
@@ -209,11 +210,10 @@ def _examples(comparison: Comparison) -> Iterable[str]:
 
 
 def _example(it: Example) -> Iterable[str]:
-    source = f"{it.source.topic}/{it.source.partition}/{it.source.offset}"
     key = "" if it.key is None else f", key {_value(it.key.decode(errors='replace'))}"
-    task = f", task {escape(it.task)}" if it.task else ""
+    task = f", task {escape(visible(it.task))}" if it.task else ""
     badge = f'<span class="badge {it.verdict.value}">{it.verdict.value}</span>'
-    yield f'<div class="example">{badge}<code>{escape(source)}</code>{key}{task}'
+    yield f'<div class="example">{badge}<code>{escape(it.place)}</code>{key}{task}'
     if it.changes:
         rows = [_change(change) for change in it.changes[:MAX_FIELDS]]
         yield _table(("field", "baseline", "candidate"), rows, marked=(1, 2))
@@ -235,8 +235,9 @@ def _value(value: Any) -> str:
 def _held(held: Held | None) -> str:
     if held is None:
         return '<span class="soft">nothing</span>'
-    text = orjson.dumps(held.value, option=orjson.OPT_INDENT_2).decode()
-    return f"{'dead letter: ' if held.is_dead else ''}{escape(_shorten(text, MAX_DOCUMENT_CHARS))}"
+    text = _shorten(orjson.dumps(held.value, option=orjson.OPT_INDENT_2).decode(), MAX_DOCUMENT_CHARS)
+    lines = "\n".join([visible(line) for line in text.split("\n")])
+    return f"{'dead letter: ' if held.is_dead else ''}{escape(lines)}"
 
 
 def _metrics(comparison: Comparison) -> Iterable[str]:

@@ -276,5 +276,5 @@ def _join(texts: Sequence[str], path: Path) -> str:
         elif _PLAIN.fullmatch(text) and text.isprintable():
             parts.append(f".{text}" if parts else text)
         else:
-            parts.append(f"[{json.dumps(text, ensure_ascii=False)}]")
+            parts.append(f"[{json.dumps(text, ensure_ascii=not text.isprintable())}]")
     return "".join(parts) or ROOT
