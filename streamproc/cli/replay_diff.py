@@ -242,7 +242,9 @@ async def _read_topics(
     from streamproc.replay.capture import in_order  # noqa: PLC0415 - as above
     from streamproc.replay.marks import run_of  # noqa: PLC0415 - as above
 
-    wanted = {it.topic: it.run for it in inputs}
+    wanted: dict[str, set[str | None]] = {}
+    for it in inputs:
+        wanted.setdefault(it.topic, set()).add(it.run)
     async with connected(KafkaAdmin(kafka), kafka) as admin:
         partitions = await partitions_of(admin, kafka, list(wanted))
         ends = await admin.end_offsets(partitions)
@@ -253,8 +255,7 @@ async def _read_topics(
         async for records in in_order(reader, begins, ends):
             for record in records:
                 run = run_of(record.headers)
-                asked = wanted[record.topic]
-                if asked is None or asked == (run or ""):
+                if wanted[record.topic] & {None, run or ""}:
                     comparison.add(side, record)
                     found += 1
                 elif run is not None and len(seen) < _MAX_ROWS:

@@ -169,6 +169,8 @@ async def _shadow(run: _Run, comparison: Comparison) -> None:
                 f"{count_of(shadow.in_flight, 'record')} not finished by both within shutdown_timeout_s "
                 f"({run.baseline.shutdown_timeout_s:g} s), left out"
             )
+    if not comparison.records:
+        raise NothingToCompareError("no record was compared, since none came; --from 15m begins further back")
 
 
 async def _unless(asked: asyncio.Event, work: Coroutine[Any, Any, object], timeout_s: float | None = None) -> bool:

@@ -27,7 +27,7 @@ from streamproc.records import Record
 from streamproc.replay.distribution import Distribution
 from streamproc.replay.marks import Source
 from streamproc.replay.results import Result, read
-from streamproc.replay.values import ABSENT, Change, Rules, compare
+from streamproc.replay.values import ABSENT, Change, Rules, compare, number_of
 
 HELD_BYTES = 128 << 20
 MAX_FIELDS = 1_000
@@ -75,9 +75,9 @@ class Limit(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Limit:
         """``10``, or ``0.5%``. Raises ValueError."""
-        number = float(text.removesuffix("%"))
-        if not 0 <= number < float("inf"):
-            raise ValueError(f"{text} is no limit")
+        number = number_of(text.removesuffix("%"))
+        if number is None:
+            raise ValueError(f"{text!r} is no limit: write a number of records, or a share of them such as 0.5%")
         return cls(number, text.endswith("%"))
 
     def allows(self, differing: int, records: int) -> bool:
@@ -153,6 +153,7 @@ class FieldChanges:
     """What differs in one field, over all records."""
 
     path: str
+    is_sampled: bool
     changed: int = 0
     """Records in which it has changed."""
     close: int = 0
@@ -163,7 +164,7 @@ class FieldChanges:
     transitions: Counter[tuple[str, str]] = field(default_factory=Counter)
     """From what to what, where that is no floating-point number."""
     pairs: list[tuple[float, float]] = field(default_factory=list)
-    """A sample of the numbers on both sides."""
+    """Where it is sampled, a sample of the numbers on both sides."""
     sampled: int = 0
 
     @property
@@ -171,7 +172,7 @@ class FieldChanges:
         """The mean absolute difference of the numbers that differ."""
         return self.sizes / self.numbers if self.numbers else None
 
-    def add(self, change: Change, rng: random.Random, *, sampling: bool) -> None:
+    def add(self, change: Change, rng: random.Random) -> None:
         """Take in what differs in one record."""
         if change.is_close:
             self.close += 1
@@ -183,7 +184,7 @@ class FieldChanges:
             self.max_size = change.size if self.max_size is None else max(self.max_size, change.size)
         before, after = change.baseline, change.candidate
         if {type(before), type(after)} in ({float}, {float, int}):
-            if sampling and change.size is not None:
+            if self.is_sampled and change.size is not None:
                 self._sample((float(before), float(after)), rng)
             return
         transition = (text_of(before, MAX_TRANSITION_CHARS), text_of(after, MAX_TRANSITION_CHARS))
@@ -362,9 +363,8 @@ class Comparison:
         path = change.path if change.path in self.fields or len(self.fields) < MAX_FIELDS else FURTHER
         found = self.fields.get(path)
         if found is None:
-            found = self.fields[path] = FieldChanges(path)
-        sampling = len(found.pairs) > 0 or sum(1 for it in self.fields.values() if it.pairs) < SAMPLED_FIELDS
-        found.add(change, self._rng, sampling=sampling)
+            found = self.fields[path] = FieldChanges(path, is_sampled=len(self.fields) < SAMPLED_FIELDS)
+        found.add(change, self._rng)
 
     def _show(self, example: Example) -> None:
         self._shown[example.verdict] += 1
@@ -470,14 +470,14 @@ def _example_as_json(it: Example) -> dict[str, Any]:
         "baseline": None if it.baseline is None else it.baseline.value,
         "candidate": None if it.candidate is None else it.candidate.value,
         "changes": [
-            {"path": change.worst, "baseline": _plain(change.baseline), "candidate": _plain(change.candidate)}
+            {"path": change.worst, **{side: value for side, value in _both(change) if value is not ABSENT}}
             for change in it.changes
         ],
     }
 
 
-def _plain(value: Any) -> Any:
-    return repr(value) if value is ABSENT else value
+def _both(change: Change) -> list[tuple[str, Any]]:
+    return list(zip(SIDES, (change.baseline, change.candidate), strict=True))
 
 
 def text_of(value: Any, chars: int) -> str:

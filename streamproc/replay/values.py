@@ -62,10 +62,19 @@ class Tolerance(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Tolerance:
         """``0.01``, or ``1%`` of the larger number. Raises ValueError."""
-        number = float(text.removesuffix("%"))
-        if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{text} is no tolerance: write a number such as 0.01, or a share such as 1%")
+        number = number_of(text.removesuffix("%"))
+        if number is None:
+            raise ValueError(f"{text!r} is no tolerance: write a number such as 0.01, or a share such as 1%")
         return cls(relative=number / 100) if text.endswith("%") else cls(absolute=number)
+
+
+def number_of(text: str) -> float | None:
+    """A finite number of at least 0; None where the text is something else."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < math.inf else None
 
 
 BATCHING = Tolerance(absolute=1e-9, relative=1e-6)

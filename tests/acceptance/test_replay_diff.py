@@ -262,9 +262,9 @@ def test_what_cannot_be_compared_is_told_in_a_sentence(tmp_path: Path, streampro
         (("absent.jsonl", "empty.jsonl"), 1, "absent.jsonl"),
         (("empty.jsonl", "topic"), 2, "there is no settings file"),
         (("empty.jsonl", "empty.jsonl", "--tolerance", "score"), 2, "names no tolerance"),
-        (("empty.jsonl", "empty.jsonl", "--tolerance", "score=x"), 2, "--tolerance"),
-        (("empty.jsonl", "empty.jsonl", "--ignore", "a..b"), 2, "--ignore: a..b is no field"),
-        (("empty.jsonl", "empty.jsonl", "--max-changed", "some"), 2, "--max-changed"),
+        (("empty.jsonl", "empty.jsonl", "--tolerance", "score=x"), 2, "--tolerance: 'x' is no tolerance"),
+        (("empty.jsonl", "empty.jsonl", "--ignore", "a..b"), 2, "--ignore: 'a..b' is no field"),
+        (("empty.jsonl", "empty.jsonl", "--max-changed", "some"), 2, "--max-changed: 'some' is no limit"),
         (("empty.jsonl", "empty.jsonl", "--html", "no/such/report.html"), 2, "there is no folder"),
     ):
         assert sentence in streamproc("replay", "diff", *arguments, code=code).stderr

@@ -212,7 +212,7 @@ def test_a_limit_is_a_number_or_a_share_of_the_records(limit: str, differing: in
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "nan", "inf", "%"])
 def test_what_is_no_limit_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"limit|float"):
+    with pytest.raises(ValueError, match="is no limit"):
         Limit.parse(text)
 
 
@@ -229,5 +229,5 @@ def test_everything_is_ready_for_json() -> None:
     }
     assert len(document["verdicts"]) == len(Verdict)
     example = document["examples"][0]
-    assert example["changes"] == [{"path": "a", "baseline": 1, "candidate": "(absent)"}]
+    assert example["changes"] == [{"path": "a", "baseline": 1}]
     assert example["source"] == {"topic": "texts", "partition": 0, "offset": 0}
