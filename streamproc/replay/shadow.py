@@ -140,7 +140,9 @@ class Shadow:
             await asyncio.sleep(0)  # a file never waits, and the processors share this loop
 
     def _give(self, record: Record) -> None:
-        readers = self._readers.get(record.topic, 0)
+        # A capture may be of another topic than the settings read; where they read one, there is no doubt.
+        topic = record.topic if len(self._readers) > 1 else self.topics[0]
+        readers = self._readers.get(topic, 0)
         source = Source(record.topic, record.partition, record.offset)
         if not readers or source in self._in_flight:
             self.skipped += 1
@@ -152,7 +154,7 @@ class Shadow:
         headers = mark(record.headers, RUN, source)
         for side in self._sides:
             side.broker.append(
-                record.topic,
+                topic,
                 record.value,
                 key=record.key,
                 partition=record.partition % PARTITIONS,
