@@ -278,11 +278,8 @@ def tell(comparison: Comparison, options: ComparisonOptions) -> None:
     """
     for side in comparison.sides:
         if not side.results + side.dead_letters:
-            strange = count_of(side.without_source, "record")
-            raise NothingToCompareError(
-                f"{side.name} holds no results"
-                + (f", and {strange} that do not say which record they are of" if side.without_source else "")
-            )
+            strangers = f": none of its {count_of(side.without_source, 'record')} says what it is the result of"
+            raise NothingToCompareError(f"{side.name} holds no results{strangers if side.without_source else ''}")
     if options.html is not None:
         _write_report(comparison, options, options.html)
     if options.as_json:

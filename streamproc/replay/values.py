@@ -97,7 +97,7 @@ class Pattern:
             found = _STEP.match(text, at)
             # A name stands at the beginning, or behind a dot.
             if found is None or (found["name"] is not None and (text[at] == ".") != bool(steps or text[0] == ROOT)):
-                raise ValueError(f'{text} is no field: write it like score, a.b, scores[*].value or ["odd.key"]')
+                raise ValueError(f'{text!r} is no field: write it like score, a.b, scores[*].value or ["odd.key"]')
             steps.append(_step(found))
             at = found.end()
         if not text:

@@ -258,7 +258,7 @@ def test_what_cannot_be_compared_is_told_in_a_sentence(tmp_path: Path, streampro
     (tmp_path / "other.jsonl").write_bytes(write_full(other) + b"\n")
     for arguments, code, sentence in (
         (("empty.jsonl", "other.jsonl"), 1, "empty.jsonl holds no results"),
-        (("other.jsonl", "empty.jsonl"), 1, "holds no results, and 1 record that do not say which record they are of"),
+        (("other.jsonl", "empty.jsonl"), 1, "holds no results: none of its 1 record says what it is"),
         (("absent.jsonl", "empty.jsonl"), 1, "absent.jsonl"),
         (("empty.jsonl", "topic"), 2, "there is no settings file"),
         (("empty.jsonl", "empty.jsonl", "--tolerance", "score"), 2, "names no tolerance"),
