@@ -164,7 +164,7 @@ class FieldChanges:
     transitions: Counter[tuple[str, str]] = field(default_factory=Counter)
     """From what to what, where that is no floating-point number."""
     pairs: list[tuple[float, float]] = field(default_factory=list)
-    """Where it is sampled, a sample of the numbers on both sides."""
+    """Where it is sampled, the numbers on both sides: of records in which it has changed, else where it is close."""
     sampled: int = 0
 
     @property
@@ -185,14 +185,19 @@ class FieldChanges:
         before, after = change.baseline, change.candidate
         if {type(before), type(after)} in ({float}, {float, int}):
             if self.is_sampled and change.size is not None:
-                self._sample((float(before), float(after)), rng)
+                self._sample((float(before), float(after)), rng, is_close=change.is_close)
             return
         transition = (text_of(before, MAX_TRANSITION_CHARS), text_of(after, MAX_TRANSITION_CHARS))
         if transition in self.transitions or len(self.transitions) < MAX_TRANSITIONS:
             self.transitions[transition] += 1
 
-    def _sample(self, pair: tuple[float, float], rng: random.Random) -> None:
-        """Each pair has the same chance to be among those kept."""
+    def _sample(self, pair: tuple[float, float], rng: random.Random, *, is_close: bool) -> None:
+        """Each pair has the same chance to be kept; where something has changed, what is close is not looked at."""
+        if is_close and self.changed:
+            return
+        if not is_close and self.changed == 1:
+            self.pairs.clear()
+            self.sampled = 0
         self.sampled += 1
         if len(self.pairs) < SAMPLE:
             self.pairs.append(pair)
