@@ -302,7 +302,7 @@ def _write_report(comparison: Comparison, options: ComparisonOptions, path: Path
 
 
 def _show(comparison: Comparison, options: ComparisonOptions) -> None:
-    from streamproc.replay.diff import DIFFERENCES, Verdict, metrics_of  # noqa: PLC0415 - as above
+    from streamproc.replay.diff import DIFFERENCES, Verdict  # noqa: PLC0415 - as above
     from streamproc.replay.report import MEANINGS, sentence  # noqa: PLC0415 - as above
 
     before, after = comparison.sides
@@ -322,15 +322,7 @@ def _show(comparison: Comparison, options: ComparisonOptions) -> None:
                 _line(f"{side.name}: {count:,} results {what}; they are not compared")
     _show_fields(comparison)
     _show_examples(comparison)
-    metrics = [
-        (it.name, it.unit, _number(it.baseline), _number(it.candidate), _number(it.ratio))
-        for it in metrics_of(comparison.sides)
-        if it.baseline is not None or it.candidate is not None
-    ]
-    if metrics:
-        _line("")
-        columns = ("metric", "unit", "baseline", "candidate", "ratio")
-        print_table(columns, metrics, right=columns[2:], spare=("unit",))
+    _show_metrics(comparison)
     _line("")
     _line(sentence(comparison, options.limit))
 
@@ -368,6 +360,21 @@ def _show_examples(comparison: Comparison) -> None:
                     _line(f"  {name}: {dead}{text_of(held.value, _MAX_VALUE_CHARS * 2)}")
 
 
+def _show_metrics(comparison: Comparison) -> None:
+    from streamproc.replay.diff import QUANTILES, metrics_of  # noqa: PLC0415 - as above
+
+    rows: dict[str, dict[str, str]] = {}
+    for it in metrics_of(comparison.sides):
+        if it.baseline is not None or it.candidate is not None:
+            ratio = "" if it.ratio is None else f" ×{it.ratio:.2f}"
+            cell = f"{_number(it.baseline)} → {_number(it.candidate)}{ratio}"
+            rows.setdefault(f"{it.name}, {it.unit}", {})[it.quantile or next(iter(QUANTILES))] = cell
+    if rows:
+        _line("")
+        listed = [[name, *(cells.get(it, "") for it in QUANTILES)] for name, cells in rows.items()]
+        print_table(("metric", *QUANTILES), listed, right=QUANTILES, whole=("metric",), spare=("p95",))
+
+
 def _line(text: str) -> None:
     stdout.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -375,4 +382,4 @@ def _line(text: str) -> None:
 def _number(number: float | None) -> str:
     from streamproc.replay.charts import number_text  # noqa: PLC0415 - as above
 
-    return "" if number is None else number_text(number)
+    return "-" if number is None else number_text(number)

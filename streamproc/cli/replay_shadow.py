@@ -153,15 +153,16 @@ async def _shadow(run: _Run, comparison: Comparison) -> None:
         chunks = await _chunks(stack, run, shadow.topics)
         if not await _unless(asked, stack.enter_async_context(shadow)):
             raise NothingToCompareError("ended before both processors were ready")
-        say(f"both ready after {time.monotonic() - begun:.1f} s; {_what(run, shadow.topics)}")
-        progress = loop.create_task(_progress(shadow, comparison))
+        ready = time.monotonic()
+        say(f"both ready after {ready - begun:.1f} s; {_what(run, shadow.topics)}")
+        progress = loop.create_task(_progress(shadow, comparison, ready))
         try:
             await _unless(asked, shadow.feed(chunks, run.count), run.seconds)
             whole = await shadow.drain(run.baseline.shutdown_timeout_s)
         finally:
             progress.cancel()
             await asyncio.gather(progress, return_exceptions=True)
-        _say_progress(shadow, comparison, begun, end="\n")
+        _say_progress(shadow, comparison, ready, end="\n")
         if shadow.skipped:
             say(f"{count_of(shadow.skipped, 'record')} of topics that no task reads, or twice in the file, left out")
         if not whole:
@@ -224,8 +225,7 @@ def _what(run: _Run, topics: Sequence[str]) -> str:
     return f"reading {', '.join(topics)}{'' if limited else '; Ctrl-C ends it and tells what was found'}"
 
 
-async def _progress(shadow: Shadow, comparison: Comparison) -> None:
-    begun = time.monotonic()
+async def _progress(shadow: Shadow, comparison: Comparison, begun: float) -> None:
     while True:
         await asyncio.sleep(_LIVE_S if stderr.is_terminal else _LINES_S)
         _say_progress(shadow, comparison, begun, end="\r" if stderr.is_terminal else "\n")

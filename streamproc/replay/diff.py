@@ -36,6 +36,8 @@ MAX_TRANSITION_CHARS = 60
 SAMPLED_FIELDS = 50
 SAMPLE = 500
 FURTHER = "(further fields)"
+SHORTEST_MS = 100
+"""Of less time no throughput is told: one producer batch has one timestamp."""
 
 BASELINE, CANDIDATE = 0, 1
 SIDES = ("baseline", "candidate")
@@ -107,11 +109,14 @@ class Side:
     steps_ms: dict[str, Distribution] = field(default_factory=dict)
     """Per batch: the backend's steps, ``total``, and ``queue``, the wait for the worker."""
     batch_size: Distribution = field(default_factory=Distribution)
+    _metrics: dict[str, Any] | None = None
+    _carriers: int = 0
+    """Results with these metrics that are not counted yet."""
 
     @property
     def records_per_s(self) -> float | None:
-        """Results over the time between the first one's and the last one's; None where that is none."""
-        if self.first_ms is None or self.last_ms is None or self.last_ms <= self.first_ms:
+        """Results over the time between the first one's and the last one's; None where that is too short to tell."""
+        if self.first_ms is None or self.last_ms is None or self.last_ms - self.first_ms < SHORTEST_MS:
             return None
         return self.results * 1_000 / (self.last_ms - self.first_ms)
 
@@ -128,15 +133,24 @@ class Side:
         self.last_ms = at if self.last_ms is None else max(self.last_ms, at)
         if result.latency_ms is not None:
             self.latency_ms.add(result.latency_ms)
-        if result.metrics is not None:
-            self._add_metrics(result.metrics)
+        # Each of a batch's results carries its metrics, and most stand beside one another.
+        if result.metrics == self._metrics:
+            self._carriers += 1
+        else:
+            self.settle()
+            self._metrics, self._carriers = result.metrics, 1
 
-    def _add_metrics(self, metrics: dict[str, Any]) -> None:
-        """Each of a batch's results carries its metrics: a share of each, so that the batch counts once."""
+    def settle(self) -> None:
+        """Count the metrics of the last results; to be called before the distributions are looked at.
+
+        Each result counts for its share of its batch, so that a batch counts once, wherever its results are.
+        """
+        metrics, carriers = self._metrics or {}, self._carriers
+        self._metrics, self._carriers = None, 0
         size = metrics.get("batch_size")
         if type(size) is not int or size < 1:
             return
-        share = 1 / size
+        share = carriers / size
         self.batch_size.add(size, share)
         times = metrics.get("execution_times")
         steps = dict(times) if isinstance(times, dict) else {}
@@ -401,6 +415,8 @@ class Metric:
     """One number of both sides, and the candidate's over the baseline's; None where it is not known."""
 
     name: str
+    quantile: str
+    """One of ``QUANTILES``, or nothing."""
     unit: str
     baseline: float | None
     candidate: float | None
@@ -410,6 +426,8 @@ class Metric:
 def distributions_of(sides: tuple[Side, Side]) -> list[tuple[str, str, Distribution, Distribution]]:
     """What is spread on both sides, where it is known of one: name, unit, and the distributions."""
     before, after = sides
+    before.settle()
+    after.settle()
     nothing = Distribution()
     found = [
         ("latency", "ms", before.latency_ms, after.latency_ms),
@@ -425,19 +443,19 @@ def distributions_of(sides: tuple[Side, Side]) -> list[tuple[str, str, Distribut
 def metrics_of(sides: tuple[Side, Side]) -> list[Metric]:
     """The sides' metrics, side by side."""
     before, after = sides
-    rows = [_metric("throughput", "records/s", before.records_per_s, after.records_per_s)]
+    rows = [_metric("throughput", "", "records/s", before.records_per_s, after.records_per_s)]
     for name, unit, *both in distributions_of(sides):
         for quantile, share in QUANTILES.items():
             a, b = (it.quantile(share) for it in both)
             if unit == "records":
                 a, b = (None if it is None else float(round(it)) for it in (a, b))
-            rows.append(_metric(f"{name} {quantile}", unit, a, b))
+            rows.append(_metric(name, quantile, unit, a, b))
     return rows
 
 
-def _metric(name: str, unit: str, baseline: float | None, candidate: float | None) -> Metric:
+def _metric(name: str, quantile: str, unit: str, baseline: float | None, candidate: float | None) -> Metric:
     ratio = candidate / baseline if baseline and candidate is not None else None
-    return Metric(name, unit, _rounded(baseline), _rounded(candidate), _rounded(ratio))
+    return Metric(name, quantile, unit, _rounded(baseline), _rounded(candidate), _rounded(ratio))
 
 
 def _rounded(number: float | None) -> float | None:

@@ -252,7 +252,7 @@ def _held(held: Held | None) -> str:
 
 def _metrics(comparison: Comparison) -> Iterable[str]:
     rows = [
-        (escape(f"{it.name} ({it.unit})"), _number(it.baseline), _number(it.candidate), _number(it.ratio))
+        (escape(f"{it.name} {it.quantile} ({it.unit})"), _number(it.baseline), _number(it.candidate), _number(it.ratio))
         for it in metrics_of(comparison.sides)
         if it.baseline is not None or it.candidate is not None
     ]

@@ -171,7 +171,7 @@ def test_metrics_are_set_side_by_side_a_batch_counting_once_and_are_no_differenc
     after = [*batch(10, 8.0, 0, 6_000)]
     found = compared(before, after)
     assert verdicts(found) == {"equal": 10}
-    rows = {it.name: (it.baseline, it.candidate, it.ratio) for it in metrics_of(found.sides)}
+    rows = {f"{it.name} {it.quantile}".strip(): (it.baseline, it.candidate, it.ratio) for it in metrics_of(found.sides)}
     assert rows["throughput"] == (10.0, None, None)
     assert rows["batch size p50"] == (1.0, 10.0, 10.0)
     assert rows["batch size p95"] == (8.0, 10.0, 1.25)
