@@ -123,6 +123,9 @@ def run(
         raise typer.BadParameter("--backend needs --output FILE for the results")
     from streamproc.replay.capture_file import read_capture  # noqa: PLC0415 - --help needs it not
     from streamproc.replay.run import make_run_id  # noqa: PLC0415 - as above
+    from streamproc.runtime.cycles import look_for_cycles_seldom  # noqa: PLC0415 - as above
+
+    look_for_cycles_seldom()
 
     asked = _Asked(
         file=file,
