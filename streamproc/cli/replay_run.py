@@ -123,9 +123,10 @@ def run(
         raise typer.BadParameter("--backend needs --output FILE for the results")
     from streamproc.replay.capture_file import read_capture  # noqa: PLC0415 - --help needs it not
     from streamproc.replay.run import make_run_id  # noqa: PLC0415 - as above
-    from streamproc.runtime.app import look_for_cycles_seldom  # noqa: PLC0415 - as above
+    from streamproc.runtime.cycles import look_for_cycles_seldom  # noqa: PLC0415 - as above
 
     look_for_cycles_seldom()
+
     asked = _Asked(
         file=file,
         run=run_id or make_run_id(time.time(), random.SystemRandom()),
@@ -224,7 +225,7 @@ class _Replaying:
     def stamp(self) -> Stamp:
         """The timestamps to write."""
         if self.asked.timestamps == "keep":
-            return lambda timestamp: timestamp
+            return lambda timestamp: timestamp if timestamp >= 0 else None  # the oldest producers wrote none
         return self._shifted if self.asked.timestamps == "shift" else lambda _: None
 
     def _shifted(self, timestamp: int) -> int:
@@ -246,6 +247,7 @@ class _Replaying:
         from streamproc.replay.lanes import Lanes  # noqa: PLC0415 - --help needs it not
         from streamproc.replay.run import replay  # noqa: PLC0415 - as above
 
+        self.shown = Progress("replayed", quiet=self.asked.quiet)  # connecting is no part of it
         lanes = Lanes(
             producer,
             self.asked.run,
