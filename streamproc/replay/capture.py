@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from streamproc.errors import StreamprocError
 from streamproc.record_lines import LineError, PlacedRecord, read_exact
 from streamproc.records import Record, TopicPartition
-from streamproc.replay.capture_file import LineWriter, is_gzip, is_parquet, read_capture, write_capture
+from streamproc.replay.capture_file import LineWriter, is_gzip, is_parquet, part_of, read_capture, write_capture
 from streamproc.replay.mask import Masker
 from streamproc.replay.merge import Merge
 
@@ -143,7 +143,7 @@ class Files:
         """Make the capture what it is to be. Raises CaptureError and CaptureFileError."""
         try:
             if is_parquet(self.path):
-                made = self.path.with_name(self.path.stem + ".part.parquet")
+                made = part_of(self.path)
                 made.unlink(missing_ok=True)
                 with write_capture(made) as writer:
                     rows = read_capture(self.part)
