@@ -51,6 +51,14 @@ def parse_where(text: str, now: float, option: str) -> Where:
     return Where(time_ms=int(moment.astimezone(UTC).timestamp() * 1_000))
 
 
+def duration_s(text: str, option: str) -> float:
+    """How long an option says, in seconds: 30s, 5m, 2h. Raises a usage error."""
+    found = _AGO.match(text)
+    if found is None:
+        raise typer.BadParameter(f"{option} {text} is no time with its unit, such as 30s, 5m or 2h")
+    return float(found[1]) * _UNIT_S[found[2]]
+
+
 async def partitions_of(
     admin: Admin, settings: KafkaSettings, topics: Sequence[str], partition: int | None = None
 ) -> list[TopicPartition]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_WAIT_TIMEOUT_S = 60.0
+WAIT_TIMEOUT_S = 60.0
 _LOOKS = 20
 
 
@@ -74,7 +74,7 @@ def run(
     ] = None,
     wait_timeout: Annotated[
         float, typer.Option(metavar="S", min=0, help="Fail when the group has committed nothing for so many seconds.")
-    ] = _WAIT_TIMEOUT_S,
+    ] = WAIT_TIMEOUT_S,
     backend: Annotated[
         bool, typer.Option("--backend", help="Without Kafka: straight through the settings' backend.")
     ] = False,
@@ -447,7 +447,7 @@ def _through_backend(replaying: _Replaying, config: Path | None, task: str | Non
     from streamproc.settings_loading import load_settings  # noqa: PLC0415 - as above
 
     settings = load_settings(config, os.environ)
-    name = _task_of(settings, task)
+    name = task_of(settings, task)
     # The processor's own news (a worker that starts, a partition that is assigned) are none here.
     level = "error" if replaying.asked.quiet else "warning"
     settings = settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": level})})
@@ -470,7 +470,8 @@ async def _process(replaying: _Replaying, settings: Settings, task: str, writers
     replaying.written.update(offline.written)
 
 
-def _task_of(settings: Settings, task: str | None) -> str:
+def task_of(settings: Settings, task: str | None) -> str:
+    """The task that is meant: the named one, or the only one. Raises UsageError."""
     names = list(settings.tasks)
     if task is None and len(names) == 1:
         return names[0]
