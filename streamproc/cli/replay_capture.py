@@ -276,7 +276,8 @@ class _Run:
         asked = self._asked.last
         if asked is not None and self.records < asked:
             say(f"the topics hold no more than {count_of(self.records, 'record')} there")
-        say(f"{self._files.path}: {count_of(self.records, 'record')}")
+        if self.records > self._shown.count:
+            say(f"{self._files.path} has {count_of(self.records, 'record')} with those from before the interruption")
 
 
 def _salt(path: Path) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import sys
@@ -139,8 +138,6 @@ def run(
     )
     records = islice(read_capture(file), limit)
     replaying = _Replaying(asked, records)
-    if not quiet:
-        say(f"run {asked.run}")
     try:
         if backend:
             outputs = _Outputs({"results": output, "dead": dead_letters, "metrics": metrics}, force=force)
@@ -150,7 +147,9 @@ def run(
             waits = _Waits(wait_for or [], wait_timeout)
             run_async(lambda: _into_topics(replaying, settings, waits, into_source=into_source))
     except KeyboardInterrupt:
-        if not quiet:
+        if not quiet and backend:
+            say(f"interrupted; {output} is not written")
+        elif not quiet:
             say(f"interrupted; {count_of(replaying.shown.count, 'record')} written and acknowledged, run {asked.run}")
         raise
     replaying.tell(as_json=as_json)
@@ -247,6 +246,8 @@ class _Replaying:
         from streamproc.replay.lanes import Lanes  # noqa: PLC0415 - --help needs it not
         from streamproc.replay.run import replay  # noqa: PLC0415 - as above
 
+        if not self.asked.quiet:
+            say(f"run {self.asked.run}")
         self.shown = Progress("replayed", quiet=self.asked.quiet)  # connecting is no part of it
         lanes = Lanes(
             producer,
@@ -427,14 +428,18 @@ class _Outputs:
         from streamproc.replay.capture_file import part_of, write_capture  # noqa: PLC0415 - --help needs it not
 
         parts = {kind: part_of(path) for kind, path in self._paths.items()}
-        with contextlib.ExitStack() as stack:
-            writers = {}
+        try:
+            with contextlib.ExitStack() as stack:
+                writers = {}
+                for kind, part in parts.items():
+                    part.unlink(missing_ok=True)
+                    writers[topics[kind]] = stack.enter_context(write_capture(part))
+                yield writers
             for kind, part in parts.items():
+                part.replace(self._paths[kind])
+        finally:
+            for part in parts.values():
                 part.unlink(missing_ok=True)
-                writers[topics[kind]] = stack.enter_context(write_capture(part))
-            yield writers
-        for kind, part in parts.items():
-            part.replace(self._paths[kind])
 
 
 def _through_backend(replaying: _Replaying, config: Path | None, task: str | None, outputs: _Outputs) -> None:
@@ -443,10 +448,10 @@ def _through_backend(replaying: _Replaying, config: Path | None, task: str | Non
 
     settings = load_settings(config, os.environ)
     name = task_of(settings, task)
-    if replaying.asked.quiet:
-        logging.getLogger("streamproc").setLevel(logging.ERROR)
-    else:
-        configure_logging(settings.logging.model_copy(update={"level": "warning"}), sys.stderr)
+    # The processor's own news (a worker that starts, a partition that is assigned) are none here.
+    level = "error" if replaying.asked.quiet else "warning"
+    settings = settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": level})})
+    configure_logging(settings.logging, sys.stderr)
     topics = settings.topics_of(name)
     with outputs.opened({"results": topics.results, "dead": topics.dead, "metrics": topics.metrics}) as writers:
         run_async(lambda: _process(replaying, settings, name, writers))
