@@ -13,13 +13,13 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
-from streamproc.broker import header_names
+from streamproc.broker import fetched_records
 from streamproc.broker.connection import client_options, first_connection, is_embedded, isolation_level
 from streamproc.broker.translation import translate
 from streamproc.records import Record, TopicPartition
 from streamproc.settings import KafkaSettings
 
-header_names.install()
+fetched_records.install()
 
 MAX_PARTITION_FETCH_BYTES = 1 << 20
 """As in Kafka's own client."""
