@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamproc.broker.positions import Begin, positions_of
 from streamproc.cli.kafka_options import BootstrapOption, connected, kafka_settings, run_async
 from streamproc.cli.terminal import ConfigOption, UsageError, no_such_partition
 from streamproc.errors import StreamprocError
@@ -28,15 +29,6 @@ app = typer.Typer()
 _POLL_MS = 200
 _AGO = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """Where to begin in each partition: an offset (from the end where negative) or a time; neither: the beginning."""
-
-    offset: int | None = None
-    time_ms: int | None = None
-    at_end: bool = False
 
 
 @app.command(
@@ -82,8 +74,8 @@ def consume(
         raise StreamprocError(f"{written} of {count} records came from topic {topic}, then none for {timeout:g} s")
 
 
-def parse_begin(text: str, now: float) -> Begin:
-    """What ``--from`` says. Raises a usage error."""
+def parse_begin(text: str, now: float, *, option: str = "--from") -> Begin:
+    """What ``--from``, or another option, says. Raises a usage error."""
     if text == "beginning":
         return Begin()
     if text == "end":
@@ -96,7 +88,7 @@ def parse_begin(text: str, now: float) -> Begin:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
-            f"--from {text} is neither beginning, end, an offset, a time (2026-01-31T12:00) nor an age (15m)"
+            f"{option} {text} is neither beginning, end, an offset, a time (2026-01-31T12:00) nor an age (15m)"
         ) from None
     return Begin(time_ms=int(moment.astimezone(UTC).timestamp() * 1_000))
 
@@ -122,7 +114,7 @@ async def _consume(settings: KafkaSettings, what: _What, where: Begin, limits: _
     async with connected(KafkaAdmin(settings, uncommitted=what.uncommitted), settings) as admin:
         partitions = await _partitions(admin, settings, what.topic, what.partition)
         ends = await admin.end_offsets(partitions)
-        positions = await _positions(admin, partitions, ends, where)
+        positions = await positions_of(admin, ends, where)
     async with KafkaReader(settings, client_id="streamproc-consume", uncommitted=what.uncommitted) as reader:
         return await _copy(reader, positions, ends, limits, full)
 
@@ -137,21 +129,6 @@ async def _partitions(admin: Admin, settings: KafkaSettings, topic: str, partiti
     if partition is not None and partition >= count:
         raise UsageError(no_such_partition(topic, count))
     return [TopicPartition(topic, number) for number in (range(count) if partition is None else [partition])]
-
-
-async def _positions(
-    admin: Admin, partitions: list[TopicPartition], ends: Mapping[TopicPartition, int], where: Begin
-) -> dict[TopicPartition, int]:
-    if where.at_end:
-        return dict(ends)
-    begins = await admin.begin_offsets(partitions)
-    if where.time_ms is not None:
-        found = await admin.offsets_for_times(dict.fromkeys(partitions, where.time_ms))
-        return {it: ends[it] if (offset := found.get(it)) is None else offset for it in partitions}
-    if where.offset is None:
-        return dict(begins)
-    wanted = {it: where.offset if where.offset >= 0 else ends[it] + where.offset for it in partitions}
-    return {it: max(begins[it], min(offset, ends[it])) for it, offset in wanted.items()}
 
 
 async def _copy(

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from streamproc.broker.positions import Begin
 from streamproc.cli import root
-from streamproc.cli.consume import Begin, parse_begin
+from streamproc.cli.consume import parse_begin
 from streamproc.errors import BrokerError, InternalError, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
