@@ -41,12 +41,6 @@ def dlq() -> None:
     """
 
 
-app.command(
-    epilog="Example: streamproc dlq redrive text --cause exception --dry-run\n\n"
-    "Example: streamproc dlq redrive text --fault 3fa9c1d2 --rate 100 --yes"
-)(redrive)
-
-
 # -- list
 
 
@@ -306,6 +300,12 @@ def _value(value: bytes | None) -> str:
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except ValueError:
         return _printable(text)
+
+
+app.command(
+    epilog="Example: streamproc dlq redrive text --cause exception --dry-run\n\n"
+    "Example: streamproc dlq redrive text --fault 3fa9c1d2 --rate 100 --yes"
+)(redrive)
 
 
 async def _records(admin: Admin, reader: Reader, topics: Iterable[str], where: Begin) -> AsyncIterator[Record]:

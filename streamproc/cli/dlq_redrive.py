@@ -62,7 +62,7 @@ def redrive(
             metavar="GROUP", help="Keep the progress in this consumer group.", show_default="one for each selection"
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would go where; send nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go where; send nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     config: ConfigOption = None,
     bootstrap_servers: BootstrapOption = None,
@@ -70,9 +70,11 @@ def redrive(
 ) -> None:
     """Send dead letters back to the topics and partitions that their records came from; ask first, on a terminal.
 
-    Options that choose letters go together; one that is given several times takes any of its values. Interrupted, the
-    same command goes on where it stopped: nothing is sent twice, nothing is missed. Letters that are selected and
-    cannot be sent are told, with exit code 1.
+    Options that choose letters go together; one that is given several times takes any of its values.
+
+    Interrupted, the same command goes on where it stopped: nothing is sent twice, nothing is missed.
+
+    Letters that are selected and cannot be sent are told, with exit code 1.
     """
     if rate is not None and rate <= 0:
         raise typer.BadParameter("--rate must be above 0")
