@@ -24,7 +24,7 @@ import orjson
 from streamproc.broker.interface import Headers
 from streamproc.broker.memory import MemoryBroker
 from streamproc.broker.memory_log import MemoryRecord
-from streamproc.errors import BrokerError, StreamprocError
+from streamproc.errors import BrokerError, StreamprocError, TransactionAbortedError
 from streamproc.observe.status import ProcessorStatus
 from streamproc.records import Record, TopicPartition
 from streamproc.replay.dead_letters import Letter, read_letter
@@ -231,13 +231,15 @@ class Pipeline:
         self.until(lambda: self._running.pool.workers()[index].pid != pid, f"worker {index} is gone")
 
     def refuse_writes(self, times: int = 1) -> None:
-        """The broker refuses the next batches that are written; at least once, that ends the processor."""
-        self.broker.fail_next("write", BrokerError("refused by the test"), times)
+        """The broker refuses the next batches that are written: the end of the processor, or of a transaction."""
+        delivery = {task.delivery for task in self.settings.tasks.values()}
+        error = TransactionAbortedError if delivery == {"exactly_once"} else BrokerError
+        self.broker.fail_next("write", error("refused by the test"), times)
 
     def refuse_commits(self, times: int = 1) -> None:
         """The broker refuses the next commits of offsets, or of transactions."""
         self.broker.fail_next("commit", BrokerError("refused by the test"), times)
-        self.broker.fail_next("commit_transaction", BrokerError("refused by the test"), times)
+        self.broker.fail_next("commit_transaction", TransactionAbortedError("refused by the test"), times)
 
     @contextlib.contextmanager
     def acknowledgements_held(self) -> Iterator[None]:

@@ -103,9 +103,10 @@ def test_faults_cost_neither_records_nor_duplicates(make: Callable[..., Pipeline
     assert pipeline.status().workers[0].pid != before
 
 
-def test_exactly_once_outlives_refused_writes(make: Callable[..., Pipeline]) -> None:
+def test_exactly_once_outlives_refused_writes_and_commits(make: Callable[..., Pipeline]) -> None:
     pipeline = make(settings_for(delivery="exactly_once"))
-    pipeline.refuse_commits(1)
+    pipeline.refuse_writes()
+    pipeline.refuse_commits()
     assert len(pipeline.process([{"id": it} for it in range(50)]).values) == 50
 
 
@@ -122,11 +123,9 @@ def test_what_ends_the_processor_is_raised_where_it_is_noticed(make: Callable[..
 
 
 def test_what_does_not_come_in_time_is_told_with_where_it_stands(make: Callable[..., Pipeline], tmp_path: Path) -> None:
-    pipeline = make(settings_for("Scripted"), deadline_s=0.3)
-    with pytest.raises(
-        NotInTimeError, match=r"after 0\.3 s still not: every record is settled .*task main: 1 records taken"
-    ):
-        pipeline.process([{"id": 1, "do": "compute", "until": str(tmp_path / "done")}])
+    pipeline = make(settings_for("Scripted"))
+    with pytest.raises(NotInTimeError, match=r"after 0\.3 s still not: every record .*task main: 1 records taken"):
+        pipeline.process([{"id": 1, "do": "compute", "until": str(tmp_path / "done")}], deadline_s=0.3)
     (tmp_path / "done").touch()
     pipeline.settle()
     assert len(pipeline.outputs().values) == 1
