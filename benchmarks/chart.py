@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from streamproc.replay.charts import nice_step
+
 WIDTH, HEIGHT = 760, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 130, 44, 48
 COLOURS = ("#1f6feb", "#d29922", "#2da44e", "#8250df")
@@ -23,8 +25,8 @@ class Line:
 
 def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> str:
     """The chart; both axes begin at zero."""
-    x_step = _step(max(x for line in lines for x, _ in line.points))
-    y_step = _step(max(y for line in lines for _, y in line.points))
+    x_step = nice_step(max(x for line in lines for x, _ in line.points), TICKS)
+    y_step = nice_step(max(y for line in lines for _, y in line.points), TICKS)
     x_max = _end(max(x for line in lines for x, _ in line.points), x_step)
     y_max = _end(max(y for line in lines for _, y in line.points), y_step)
 
@@ -55,13 +57,6 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) ->
         _, y = at(*line.points[-1])
         parts.append(_text(WIDTH - RIGHT + 8, y + 4, line.name, anchor="start", colour=colour))
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _step(most: float) -> float:
-    """A round distance between ticks: 1, 2 or 5 times a power of ten."""
-    raw = max(most, 1e-9) / TICKS
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
 
 
 def _end(most: float, step: float) -> float:

@@ -8,7 +8,7 @@ asynchronous and belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
@@ -219,9 +219,12 @@ class Reader(Protocol):
         """Read no more of these."""
 
     async def getmany(
-        self, *, timeout_ms: int, max_records: int | None = None
+        self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
     ) -> Mapping[TopicPartition, Sequence[Record]]:
-        """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``."""
+        """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``.
+
+        With ``partitions``, those of these only; what was fetched of the others is kept.
+        """
 
     async def position(self, partition: TopicPartition) -> int:
         """The next offset to read, past what is no record (transaction markers)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -248,14 +248,15 @@ class MemoryReader:
         self._dropped.update(partitions)
 
     async def getmany(
-        self, *, timeout_ms: int, max_records: int | None = None
+        self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
     ) -> Mapping[TopicPartition, Sequence[Record]]:
-        """Records by partition, in offset order."""
+        """Records by partition, in offset order; with ``partitions``, those of these only."""
         self._broker.maybe_fail("getmany")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_ms / 1000
         await asyncio.sleep(0)
-        while not (found := self._take(sys.maxsize if max_records is None else max_records)):
+        wanted = set(partitions or self._positions) - self._dropped
+        while not (found := self._take(wanted, sys.maxsize if max_records is None else max_records)):
             remaining = deadline - loop.time()
             if remaining <= 0:
                 break
@@ -268,10 +269,10 @@ class MemoryReader:
         # As a client's after a fetch that brought nothing: past what was compacted away.
         return position if log.read(position, 1) else max(position, log.end)
 
-    def _take(self, max_records: int) -> dict[TopicPartition, Sequence[Record]]:
+    def _take(self, wanted: Collection[TopicPartition], max_records: int) -> dict[TopicPartition, Sequence[Record]]:
         found: dict[TopicPartition, Sequence[Record]] = {}
         for partition, position in self._positions.items():
-            if partition not in self._dropped and (records := self._broker.log(partition).read(position, max_records)):
+            if partition in wanted and (records := self._broker.log(partition).read(position, max_records)):
                 found[partition] = records
                 max_records -= len(records)
         self._positions |= {partition: records[-1].offset + 1 for partition, records in found.items()}

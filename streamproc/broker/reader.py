@@ -6,7 +6,7 @@ For the commands: ``consume``, and the age of unread records in ``lag``. The dat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self, cast
 
 from aiokafka import AIOKafkaConsumer
@@ -21,6 +21,9 @@ from streamproc.settings import KafkaSettings
 
 header_names.install()
 
+MAX_PARTITION_FETCH_BYTES = 1 << 20
+"""As in Kafka's own client."""
+
 
 class KafkaReader:
     """Reads from where it is told; an asynchronous context manager.
@@ -31,9 +34,20 @@ class KafkaReader:
         BrokerError: on entering, when the cluster cannot be used; later, when reading fails for good.
     """
 
-    def __init__(self, settings: KafkaSettings, *, client_id: str = "streamproc", uncommitted: bool = False) -> None:
-        """With ``uncommitted``, records of transactions that are open or were aborted are read too."""
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        *,
+        client_id: str = "streamproc",
+        uncommitted: bool = False,
+        max_partition_fetch_bytes: int = MAX_PARTITION_FETCH_BYTES,
+    ) -> None:
+        """With ``uncommitted``, records of transactions that are open or were aborted are read too.
+
+        Of each partition at most ``max_partition_fetch_bytes``, or one batch, wait here to be asked for.
+        """
         self._settings = settings
+        self._max_partition_fetch_bytes = max_partition_fetch_bytes
         self._uncommitted = uncommitted
         self._client_id = client_id
         self._inner: Any = None
@@ -48,6 +62,7 @@ class KafkaReader:
             auto_offset_reset="earliest",
             isolation_level=isolation_level(uncommitted),
             fetch_max_bytes=self._settings.fetch_max_bytes,
+            max_partition_fetch_bytes=self._max_partition_fetch_bytes,
         )
         try:
             await inner.start()
@@ -79,11 +94,18 @@ class KafkaReader:
             self._inner.pause(KafkaTopicPartition(*partition))
 
     async def getmany(
-        self, *, timeout_ms: int, max_records: int | None = None
+        self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
     ) -> Mapping[TopicPartition, Sequence[Record]]:
-        """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``."""
+        """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``.
+
+        With ``partitions``, those of these only; what was fetched of the others is kept.
+        """
         try:
-            found = await self._inner.getmany(timeout_ms=timeout_ms, max_records=max_records)
+            found = await self._inner.getmany(
+                *[KafkaTopicPartition(*partition) for partition in partitions],
+                timeout_ms=timeout_ms,
+                max_records=max_records,
+            )
         except (kafka.KafkaError, OSError) as error:
             raise translate(error, self._settings, doing="read") from error
         return cast("Mapping[TopicPartition, Sequence[Record]]", found)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamproc.broker.positions import Begin, positions_of
 from streamproc.cli.kafka_options import BootstrapOption, connected, kafka_settings, run_async
-from streamproc.cli.terminal import ConfigOption, UsageError, no_such_partition
+from streamproc.cli.positions import WHERE_HELP, Where, offsets_of, parse_where, partitions_of
+from streamproc.cli.terminal import ConfigOption
 from streamproc.errors import StreamprocError
 from streamproc.record_lines import write_full, write_value
 from streamproc.records import TopicPartition
 
 if TYPE_CHECKING:
-    from streamproc.broker.interface import Admin
     from streamproc.broker.reader import KafkaReader
     from streamproc.settings import KafkaSettings
 
 app = typer.Typer()
 
 _POLL_MS = 200
-_AGO = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$")
-_UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @app.command(
@@ -45,7 +40,7 @@ def consume(
         typer.Option(
             "--from",
             metavar="WHERE",
-            help="beginning, end, an offset (negative: from the end), a time (2026-01-31T12:00), an age (15m, 2h, 1d).",
+            help=f"{WHERE_HELP}.",
         ),
     ] = "beginning",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for further records at the end.")] = False,
@@ -66,31 +61,12 @@ def consume(
     With -n and --timeout, too few records are a failure (exit code 1). With --bootstrap-servers, no settings file is
     needed.
     """
-    where = parse_begin(begin, time.time())
+    where = parse_where(begin, time.time(), "--from")
     settings = kafka_settings(config, bootstrap_servers)
     what = _What(topic, partition, uncommitted)
     written = run_async(lambda: _consume(settings, what, where, _Limits(count, follow, timeout), full=full))
     if count is not None and timeout is not None and written < count:
         raise StreamprocError(f"{written} of {count} records came from topic {topic}, then none for {timeout:g} s")
-
-
-def parse_begin(text: str, now: float, *, option: str = "--from") -> Begin:
-    """What ``--from``, or another option, says. Raises a usage error."""
-    if text == "beginning":
-        return Begin()
-    if text == "end":
-        return Begin(at_end=True)
-    if re.fullmatch(r"-?\d+", text):
-        return Begin(offset=int(text))
-    if ago := _AGO.match(text):
-        return Begin(time_ms=int((now - float(ago[1]) * _UNIT_S[ago[2]]) * 1_000))
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{option} {text} is neither beginning, end, an offset, a time (2026-01-31T12:00) nor an age (15m)"
-        ) from None
-    return Begin(time_ms=int(moment.astimezone(UTC).timestamp() * 1_000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +83,16 @@ class _What:
     uncommitted: bool
 
 
-async def _consume(settings: KafkaSettings, what: _What, where: Begin, limits: _Limits, *, full: bool) -> int:
+async def _consume(settings: KafkaSettings, what: _What, where: Where, limits: _Limits, *, full: bool) -> int:
     from streamproc.broker.admin import KafkaAdmin  # noqa: PLC0415 - --help needs no Kafka client
     from streamproc.broker.reader import KafkaReader  # noqa: PLC0415 - as above
 
     async with connected(KafkaAdmin(settings, uncommitted=what.uncommitted), settings) as admin:
-        partitions = await _partitions(admin, settings, what.topic, what.partition)
+        partitions = await partitions_of(admin, settings, [what.topic], what.partition)
         ends = await admin.end_offsets(partitions)
-        positions = await positions_of(admin, ends, where)
+        positions = await offsets_of(where, admin, partitions, ends)
     async with KafkaReader(settings, client_id="streamproc-consume", uncommitted=what.uncommitted) as reader:
         return await _copy(reader, positions, ends, limits, full)
-
-
-async def _partitions(admin: Admin, settings: KafkaSettings, topic: str, partition: int | None) -> list[TopicPartition]:
-    topics = await admin.topics()
-    if topic not in topics:
-        from streamproc.broker.translation import missing  # noqa: PLC0415 - --help needs no Kafka client
-
-        raise missing([topic], settings, topics)
-    count = topics[topic].partitions
-    if partition is not None and partition >= count:
-        raise UsageError(no_such_partition(topic, count))
-    return [TopicPartition(topic, number) for number in (range(count) if partition is None else [partition])]
 
 
 async def _copy(

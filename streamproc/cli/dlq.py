@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 
-from streamproc.cli.consume import parse_begin
 from streamproc.cli.dlq_redrive import redrive
-from streamproc.cli.dlq_topics import ChosenTopic, FromOption, chosen_topics, clients, partitions_of, place_text
+from streamproc.cli.dlq_topics import ChosenTopic, FromOption, chosen_topics, clients, place_text
 from streamproc.cli.kafka_options import BootstrapOption, find_settings, run_async
+from streamproc.cli.positions import Where, offsets_of, parse_where, partitions_of
 from streamproc.cli.terminal import ConfigOption, JsonOption, UsageError, count_of, print_json, print_table, say
 from streamproc.errors import StreamprocError
 from streamproc.record_lines import write_value
@@ -22,7 +22,6 @@ from streamproc.records import Record, TopicPartition
 
 if TYPE_CHECKING:
     from streamproc.broker.interface import Admin, Reader
-    from streamproc.broker.positions import Begin
     from streamproc.replay.dead_letters import Faults, Letter
     from streamproc.replay.marks import Source
     from streamproc.settings import KafkaSettings
@@ -61,7 +60,7 @@ def list_(
     Times are those of the records that failed. A fault's name can be given to `redrive --fault`, an example's place to
     `show`.
     """
-    where = parse_begin(begin, time.time())
+    where = parse_where(begin, time.time(), "--from")
     settings, kafka = find_settings(config, bootstrap_servers)
     places = chosen_topics(settings, names or [])
     faults = run_async(lambda: _list(kafka, places, where))
@@ -71,13 +70,13 @@ def list_(
         _show_faults(faults, [it.topic for it in places])
 
 
-async def _list(kafka: KafkaSettings, places: Sequence[ChosenTopic], where: Begin) -> Faults:
+async def _list(kafka: KafkaSettings, places: Sequence[ChosenTopic], where: Where) -> Faults:
     from streamproc.replay.dead_letters import Faults, read_letter  # noqa: PLC0415 - --help needs none of it
 
     faults = Faults()
     tasks = {it.topic: it.tasks for it in places}
     async with clients(kafka) as (admin, reader):
-        async for record in _records(admin, reader, list(tasks), where):
+        async for record in _records(admin, reader, await partitions_of(admin, kafka, list(tasks)), where):
             letter = read_letter(record)
             if letter is None:
                 faults.foreign += 1
@@ -190,13 +189,13 @@ async def _fetch(kafka: KafkaSettings, at: Source) -> Letter:
 
     partition = TopicPartition(at.topic, at.partition)
     async with clients(kafka) as (admin, reader):
-        if partition not in (there := await partitions_of(admin, [at.topic])):
+        if partition not in (there := await partitions_of(admin, kafka, [at.topic])):
             raise UsageError(f"topic {at.topic} has no partition {at.partition}; it has {len(there)}, from 0 on")
         begin = (await admin.begin_offsets([partition]))[partition]
         end = (await admin.end_offsets([partition]))[partition]
         record = None
         if begin <= at.offset < end:
-            from streamproc.broker.positions import read_between  # noqa: PLC0415 - as above
+            from streamproc.broker.read_between import read_between  # noqa: PLC0415 - as above
 
             async for found in read_between(reader, {partition: at.offset}, {partition: at.offset + 1}):
                 record = next(iter(found[partition]), None)
@@ -213,12 +212,11 @@ async def _fetch(kafka: KafkaSettings, at: Source) -> Letter:
 
 
 async def _find(kafka: KafkaSettings, topics: Sequence[str], source: Source) -> Letter:
-    from streamproc.broker.positions import Begin  # noqa: PLC0415 - --help needs none of it
-    from streamproc.replay.dead_letters import read_letter  # noqa: PLC0415 - as above
+    from streamproc.replay.dead_letters import read_letter  # noqa: PLC0415 - --help needs none of it
 
     found: Letter | None = None
     async with clients(kafka) as (admin, reader):
-        async for record in _records(admin, reader, topics, Begin()):
+        async for record in _records(admin, reader, await partitions_of(admin, kafka, topics), Where()):
             letter = read_letter(record)
             if letter is not None and letter.source == source:
                 found = letter
@@ -308,12 +306,14 @@ app.command(
 )(redrive)
 
 
-async def _records(admin: Admin, reader: Reader, topics: Iterable[str], where: Begin) -> AsyncIterator[Record]:
-    """What topics hold from some place on up to their ends of now."""
-    from streamproc.broker.positions import positions_of, read_between  # noqa: PLC0415 - --help needs none of it
+async def _records(
+    admin: Admin, reader: Reader, partitions: Sequence[TopicPartition], where: Where
+) -> AsyncIterator[Record]:
+    """What partitions hold from some place on up to their ends of now."""
+    from streamproc.broker.read_between import read_between  # noqa: PLC0415 - --help needs none of it
 
-    ends = await admin.end_offsets(await partitions_of(admin, topics))
-    async for found in read_between(reader, await positions_of(admin, ends, where), ends):
+    ends = await admin.end_offsets(partitions)
+    async for found in read_between(reader, await offsets_of(where, admin, partitions, ends), ends):
         for records in found.values():
             for record in records:
                 yield record

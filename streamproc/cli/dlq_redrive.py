@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamproc.cli.consume import parse_begin
 from streamproc.cli.dlq_topics import CLIENT_ID, FromOption, chosen_topic, clients, place_text
 from streamproc.cli.kafka_options import BootstrapOption, find_settings, run_async
+from streamproc.cli.positions import Where, offsets_of, parse_where, partitions_of
 from streamproc.cli.terminal import ConfigOption, JsonOption, Progress, ask, count_of, print_json, print_table, say
 from streamproc.errors import StreamprocError
+from streamproc.records import TopicPartition
 
 if TYPE_CHECKING:
-    from streamproc.broker.interface import Producer
+    from streamproc.broker.interface import Admin, Producer
     from streamproc.replay.redrive import Options, Outcome, Redrive
     from streamproc.settings import KafkaSettings
 
@@ -79,7 +80,7 @@ def redrive(
     if rate is not None and rate <= 0:
         raise typer.BadParameter("--rate must be above 0")
     now = time.time()
-    begin_at, end_at = parse_begin(begin, now), parse_begin(end, now, option="--to")
+    begin_at, end_at = parse_where(begin, now, "--from"), parse_where(end, now, "--to")
     settings, kafka = find_settings(config, bootstrap_servers)
     place = chosen_topic(settings, name)
 
@@ -100,7 +101,9 @@ def redrive(
         kafka,
         place.topic,
         group or group_of(application, place.topic, selection, begin),
-        Options(selection, begin_at, end_at, limit, rate, max_replays, keep_timestamps=not new_timestamps),
+        Options(selection, limit, rate, max_replays, keep_timestamps=not new_timestamps),
+        begin_at,
+        end_at,
     )
     if dry_run or not yes:
         outcome = run_async(lambda: _look(what))
@@ -125,6 +128,8 @@ class _What:
     topic: str
     group: str
     options: Options
+    begin: Where
+    end: Where
 
 
 def _send(what: _What, *, as_json: bool) -> None:
@@ -164,7 +169,16 @@ async def _look(what: _What) -> Outcome:
     from streamproc.replay.redrive import Redrive  # noqa: PLC0415 - --help needs none of it
 
     async with clients(what.kafka) as (admin, reader):
-        return await Redrive(admin, reader, topic=what.topic, group=what.group, options=what.options).run()
+        begins, ends = await _bounds(admin, what)
+        return await Redrive(admin, reader, begins=begins, ends=ends, group=what.group, options=what.options).run()
+
+
+async def _bounds(admin: Admin, what: _What) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+    """Where to begin and where to end in each partition of the dead-letter topic."""
+    partitions = await partitions_of(admin, what.kafka, [what.topic])
+    ends = await admin.end_offsets(partitions)
+    begins = await offsets_of(what.begin, admin, partitions, ends)
+    return begins, await offsets_of(what.end, admin, partitions, ends)
 
 
 async def _redrive(what: _What, progress: Progress, running: _Running) -> None:
@@ -176,8 +190,16 @@ async def _redrive(what: _What, progress: Progress, running: _Running) -> None:
     logging.getLogger("streamproc.broker.producer").setLevel(logging.ERROR)
     connections = KafkaConnections(what.kafka)
     async with clients(what.kafka) as (admin, reader):
+        begins, ends = await _bounds(admin, what)
         one = partial(
-            Redrive, admin, reader, topic=what.topic, group=what.group, options=what.options, on_sent=progress.add
+            Redrive,
+            admin,
+            reader,
+            begins=begins,
+            ends=ends,
+            group=what.group,
+            options=what.options,
+            on_sent=progress.add,
         )
         producer: Producer
         if await has_transactions(what.kafka, CLIENT_ID):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streamproc.cli.kafka_options import connected
+from streamproc.cli.positions import WHERE_HELP
 from streamproc.cli.terminal import UsageError
-from streamproc.records import TopicPartition
 
 if TYPE_CHECKING:
     from streamproc.broker.interface import Admin, Reader
@@ -26,7 +26,7 @@ FromOption = Annotated[
     typer.Option(
         "--from",
         metavar="WHERE",
-        help="beginning, end, an offset (negative: from the end), a time (2026-01-31T12:00), an age (15m, 2h, 1d).",
+        help=f"{WHERE_HELP}.",
     ),
 ]
 
@@ -82,17 +82,6 @@ async def clients(kafka: KafkaSettings) -> AsyncIterator[tuple[Admin, Reader]]:
         KafkaReader(kafka, client_id=CLIENT_ID) as reader,
     ):
         yield admin, reader
-
-
-async def partitions_of(admin: Admin, topics: Iterable[str]) -> list[TopicPartition]:
-    """All partitions of some topics. Raises TopicMissingError."""
-    from streamproc.replay.redrive import missing_topic  # noqa: PLC0415 - --help needs none of it
-
-    there = await admin.topics()
-    for topic in topics:
-        if topic not in there:
-            raise missing_topic(topic, there)
-    return [TopicPartition(topic, number) for topic in topics for number in range(there[topic].partitions)]
 
 
 def place_text(it: Source | None) -> str:

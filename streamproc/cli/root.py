@@ -31,6 +31,7 @@ COMMANDS = {
     "consume": ("streamproc.cli.consume", "Read a topic as JSON lines."),
     "lag": ("streamproc.cli.lag", "Show how far each task is behind, in records and seconds."),
     "dlq": ("streamproc.cli.dlq", "List dead letters by fault, show one, send a selection back."),
+    "replay": ("streamproc.cli.replay", "Capture records, replay them, compare results."),
     "circuit": ("streamproc.cli.circuit", "Show the tasks' circuits; let a task go on, or pause it."),
     "config": ("streamproc.cli.config", "Show the effective settings, or their JSON Schema."),
     "broker": ("streamproc.cli.broker", "Run the embedded broker in the foreground."),
@@ -82,7 +83,7 @@ class _PlainArgument(TyperArgument):
     """An argument as usage lines have always shown it: ``TOPIC`` rather than ``{TOPIC}``, and no type beside it."""
 
     def get_usage_pieces(self, ctx: Any) -> list[str]:
-        return [piece.strip("{}") for piece in super().get_usage_pieces(ctx)]
+        return [piece.replace("{", "").replace("}", "") for piece in super().get_usage_pieces(ctx)]
 
     def display_type_rich(self, ctx: Any) -> str | None:  # noqa: ARG002 - Typer's signature
         return None

@@ -155,8 +155,10 @@ def no_such_partition(topic: str, count: int) -> str:
 class Progress:
     """Counts records; on a terminal one line that is rewritten, elsewhere a plain line every few seconds."""
 
-    def __init__(self, verb: str, *, quiet: bool = False) -> None:
+    def __init__(self, verb: str, *, quiet: bool = False, total: int | None = None) -> None:
+        """With ``total``, how many there will be is shown too; where it is a guess, the count may end elsewhere."""
         self._verb = verb
+        self._total = total
         self._quiet = quiet
         self._live = stderr.is_terminal
         self._interval_s = 0.2 if self._live else 10.0
@@ -191,7 +193,9 @@ class Progress:
 
     def _write(self, *, end: str) -> None:
         elapsed = self._elapsed_s
+        share = f" of {self._total:,}" if self._total is not None and end == "\r" else ""
         line = (
-            f"{self._verb} {count_of(self.count, 'record')} in {elapsed:.1f} s ({self.count / elapsed:,.0f} records/s)"
+            f"{self._verb} {count_of(self.count, 'record')}{share} in {elapsed:.1f} s "
+            f"({self.count / elapsed:,.0f} records/s)"
         )
         stderr.print(line, end=end, highlight=False, soft_wrap=True)

@@ -83,6 +83,11 @@ def is_gzip(path: Path) -> bool:
     return path.suffix == ".gz"
 
 
+def part_of(path: Path) -> Path:
+    """Where a file of the same format can be written before it takes this name."""
+    return path.with_name(f"{path.name}.new{path.suffix}")
+
+
 class LineWriter:
     """Writes JSON lines, compressed where ``compressed`` or, without it, the file's name says so.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from streamproc.replay.distribution import Distribution
 
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 30
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 26, 30
 BINS = 36
 LARGEST = 1e300
 """Numbers beyond are not drawn: their differences have no number."""

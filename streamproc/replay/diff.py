@@ -27,7 +27,7 @@ from streamproc.records import Record
 from streamproc.replay.distribution import Distribution
 from streamproc.replay.marks import Source
 from streamproc.replay.results import Result, read
-from streamproc.replay.values import ABSENT, Change, Rules, compare
+from streamproc.replay.values import ABSENT, Change, Rules, compare, number_of
 
 HELD_BYTES = 128 << 20
 MAX_FIELDS = 1_000
@@ -36,6 +36,8 @@ MAX_TRANSITION_CHARS = 60
 SAMPLED_FIELDS = 50
 SAMPLE = 500
 FURTHER = "(further fields)"
+SHORTEST_MS = 100
+"""Of less time no throughput is told: one producer batch has one timestamp."""
 
 BASELINE, CANDIDATE = 0, 1
 SIDES = ("baseline", "candidate")
@@ -75,9 +77,9 @@ class Limit(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Limit:
         """``10``, or ``0.5%``. Raises ValueError."""
-        number = float(text.removesuffix("%"))
-        if not 0 <= number < float("inf"):
-            raise ValueError(f"{text} is no limit")
+        number = number_of(text.removesuffix("%"))
+        if number is None:
+            raise ValueError(f"{text!r} is no limit: write a number of records, or a share of them such as 0.5%")
         return cls(number, text.endswith("%"))
 
     def allows(self, differing: int, records: int) -> bool:
@@ -107,11 +109,14 @@ class Side:
     steps_ms: dict[str, Distribution] = field(default_factory=dict)
     """Per batch: the backend's steps, ``total``, and ``queue``, the wait for the worker."""
     batch_size: Distribution = field(default_factory=Distribution)
+    _metrics: dict[str, Any] | None = None
+    _carriers: int = 0
+    """Results with these metrics that are not counted yet."""
 
     @property
     def records_per_s(self) -> float | None:
-        """Results over the time between the first one's and the last one's; None where that is none."""
-        if self.first_ms is None or self.last_ms is None or self.last_ms <= self.first_ms:
+        """Results over the time between the first one's and the last one's; None where that is too short to tell."""
+        if self.first_ms is None or self.last_ms is None or self.last_ms - self.first_ms < SHORTEST_MS:
             return None
         return self.results * 1_000 / (self.last_ms - self.first_ms)
 
@@ -128,15 +133,24 @@ class Side:
         self.last_ms = at if self.last_ms is None else max(self.last_ms, at)
         if result.latency_ms is not None:
             self.latency_ms.add(result.latency_ms)
-        if result.metrics is not None:
-            self._add_metrics(result.metrics)
+        # Each of a batch's results carries its metrics, and most stand beside one another.
+        if result.metrics == self._metrics:
+            self._carriers += 1
+        else:
+            self.settle()
+            self._metrics, self._carriers = result.metrics, 1
 
-    def _add_metrics(self, metrics: dict[str, Any]) -> None:
-        """Each of a batch's results carries its metrics: a share of each, so that the batch counts once."""
+    def settle(self) -> None:
+        """Count the metrics of the last results; to be called before the distributions are looked at.
+
+        Each result counts for its share of its batch, so that a batch counts once, wherever its results are.
+        """
+        metrics, carriers = self._metrics or {}, self._carriers
+        self._metrics, self._carriers = None, 0
         size = metrics.get("batch_size")
         if type(size) is not int or size < 1:
             return
-        share = 1 / size
+        share = carriers / size
         self.batch_size.add(size, share)
         times = metrics.get("execution_times")
         steps = dict(times) if isinstance(times, dict) else {}
@@ -153,6 +167,7 @@ class FieldChanges:
     """What differs in one field, over all records."""
 
     path: str
+    is_sampled: bool
     changed: int = 0
     """Records in which it has changed."""
     close: int = 0
@@ -163,7 +178,7 @@ class FieldChanges:
     transitions: Counter[tuple[str, str]] = field(default_factory=Counter)
     """From what to what, where that is no floating-point number."""
     pairs: list[tuple[float, float]] = field(default_factory=list)
-    """A sample of the numbers on both sides."""
+    """Where it is sampled, the numbers on both sides: of records in which it has changed, else where it is close."""
     sampled: int = 0
 
     @property
@@ -171,7 +186,7 @@ class FieldChanges:
         """The mean absolute difference of the numbers that differ."""
         return self.sizes / self.numbers if self.numbers else None
 
-    def add(self, change: Change, rng: random.Random, *, sampling: bool) -> None:
+    def add(self, change: Change, rng: random.Random) -> None:
         """Take in what differs in one record."""
         if change.is_close:
             self.close += 1
@@ -183,15 +198,20 @@ class FieldChanges:
             self.max_size = change.size if self.max_size is None else max(self.max_size, change.size)
         before, after = change.baseline, change.candidate
         if {type(before), type(after)} in ({float}, {float, int}):
-            if sampling and change.size is not None:
-                self._sample((float(before), float(after)), rng)
+            if self.is_sampled and change.size is not None:
+                self._sample((float(before), float(after)), rng, is_close=change.is_close)
             return
         transition = (text_of(before, MAX_TRANSITION_CHARS), text_of(after, MAX_TRANSITION_CHARS))
         if transition in self.transitions or len(self.transitions) < MAX_TRANSITIONS:
             self.transitions[transition] += 1
 
-    def _sample(self, pair: tuple[float, float], rng: random.Random) -> None:
-        """Each pair has the same chance to be among those kept."""
+    def _sample(self, pair: tuple[float, float], rng: random.Random, *, is_close: bool) -> None:
+        """Each pair has the same chance to be kept; where something has changed, what is close is not looked at."""
+        if is_close and self.changed:
+            return
+        if not is_close and self.changed == 1:
+            self.pairs.clear()
+            self.sampled = 0
         self.sampled += 1
         if len(self.pairs) < SAMPLE:
             self.pairs.append(pair)
@@ -210,6 +230,11 @@ class Example:
     baseline: Held | None
     candidate: Held | None
     changes: Sequence[Change]
+
+    @property
+    def place(self) -> str:
+        """The source record, for people."""
+        return visible(f"{self.source.topic}/{self.source.partition}/{self.source.offset}")
 
 
 class Held(NamedTuple):
@@ -357,9 +382,8 @@ class Comparison:
         path = change.path if change.path in self.fields or len(self.fields) < MAX_FIELDS else FURTHER
         found = self.fields.get(path)
         if found is None:
-            found = self.fields[path] = FieldChanges(path)
-        sampling = len(found.pairs) > 0 or sum(1 for it in self.fields.values() if it.pairs) < SAMPLED_FIELDS
-        found.add(change, self._rng, sampling=sampling)
+            found = self.fields[path] = FieldChanges(path, is_sampled=len(self.fields) < SAMPLED_FIELDS)
+        found.add(change, self._rng)
 
     def _show(self, example: Example) -> None:
         self._shown[example.verdict] += 1
@@ -391,6 +415,8 @@ class Metric:
     """One number of both sides, and the candidate's over the baseline's; None where it is not known."""
 
     name: str
+    quantile: str
+    """One of ``QUANTILES``, or nothing."""
     unit: str
     baseline: float | None
     candidate: float | None
@@ -400,6 +426,8 @@ class Metric:
 def distributions_of(sides: tuple[Side, Side]) -> list[tuple[str, str, Distribution, Distribution]]:
     """What is spread on both sides, where it is known of one: name, unit, and the distributions."""
     before, after = sides
+    before.settle()
+    after.settle()
     nothing = Distribution()
     found = [
         ("latency", "ms", before.latency_ms, after.latency_ms),
@@ -415,19 +443,19 @@ def distributions_of(sides: tuple[Side, Side]) -> list[tuple[str, str, Distribut
 def metrics_of(sides: tuple[Side, Side]) -> list[Metric]:
     """The sides' metrics, side by side."""
     before, after = sides
-    rows = [_metric("throughput", "records/s", before.records_per_s, after.records_per_s)]
+    rows = [_metric("throughput", "", "records/s", before.records_per_s, after.records_per_s)]
     for name, unit, *both in distributions_of(sides):
         for quantile, share in QUANTILES.items():
             a, b = (it.quantile(share) for it in both)
             if unit == "records":
                 a, b = (None if it is None else float(round(it)) for it in (a, b))
-            rows.append(_metric(f"{name} {quantile}", unit, a, b))
+            rows.append(_metric(name, quantile, unit, a, b))
     return rows
 
 
-def _metric(name: str, unit: str, baseline: float | None, candidate: float | None) -> Metric:
+def _metric(name: str, quantile: str, unit: str, baseline: float | None, candidate: float | None) -> Metric:
     ratio = candidate / baseline if baseline and candidate is not None else None
-    return Metric(name, unit, _rounded(baseline), _rounded(candidate), _rounded(ratio))
+    return Metric(name, quantile, unit, _rounded(baseline), _rounded(candidate), _rounded(ratio))
 
 
 def _rounded(number: float | None) -> float | None:
@@ -465,14 +493,14 @@ def _example_as_json(it: Example) -> dict[str, Any]:
         "baseline": None if it.baseline is None else it.baseline.value,
         "candidate": None if it.candidate is None else it.candidate.value,
         "changes": [
-            {"path": change.worst, "baseline": _plain(change.baseline), "candidate": _plain(change.candidate)}
+            {"path": change.worst, **{side: value for side, value in _both(change) if value is not ABSENT}}
             for change in it.changes
         ],
     }
 
 
-def _plain(value: Any) -> Any:
-    return repr(value) if value is ABSENT else value
+def _both(change: Change) -> list[tuple[str, Any]]:
+    return list(zip(SIDES, (change.baseline, change.candidate), strict=True))
 
 
 def text_of(value: Any, chars: int) -> str:
@@ -480,7 +508,14 @@ def text_of(value: Any, chars: int) -> str:
     text = repr(value) if value is ABSENT else orjson.dumps(value).decode()
     if len(text) > chars:
         text = f"{text[: chars - 1]}…"
-    return text if text.isprintable() else "".join(it if it.isprintable() else f"\\u{ord(it):04x}" for it in text)
+    return visible(text)
+
+
+def visible(text: str) -> str:
+    """A text with escapes in place of what cannot be seen, or would move what is around it."""
+    if text.isprintable():
+        return text
+    return "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text)
 
 
 class _Offsets:

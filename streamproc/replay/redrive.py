@@ -23,10 +23,9 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import difflib
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
@@ -42,7 +41,7 @@ from streamproc.broker.interface import (
     TransactionalProducer,
 )
 from streamproc.broker.partitioner import partition_of_key
-from streamproc.broker.positions import Begin, positions_of, read_between
+from streamproc.broker.read_between import read_between
 from streamproc.errors import RecordTooLargeError, TopicMissingError, TransactionAbortedError
 from streamproc.records import Record, TopicPartition
 from streamproc.replay import marks
@@ -70,11 +69,9 @@ class Skip(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is sent, and how. Times of ``end`` as those of ``begin``; ``rate`` is records a second."""
+    """What is sent, and how; ``rate`` is records a second."""
 
     selection: Selection = field(default_factory=Selection)
-    begin: Begin = field(default_factory=Begin)
-    end: Begin = field(default_factory=lambda: Begin(at_end=True))
     limit: int | None = None
     rate: float | None = None
     max_replays: int = MAX_REPLAYS
@@ -133,7 +130,8 @@ class Redrive:
     Args:
         admin: Looks at the topics and the group, and commits where there are no transactions.
         reader: Reads the dead letters.
-        topic: The dead-letter topic.
+        begins: Where to begin in each partition of the dead-letter topic, unless the group has come further.
+        ends: Where to end in each: at their ends of now, or before.
         group: Where the progress is kept.
         options: What is sent, and how.
         producer: Writes the records, where there are no transactions.
@@ -148,7 +146,8 @@ class Redrive:
         admin: Admin,
         reader: Reader,
         *,
-        topic: str,
+        begins: Mapping[TopicPartition, int],
+        ends: Mapping[TopicPartition, int],
         group: str,
         options: Options,
         producer: Producer | None = None,
@@ -159,7 +158,8 @@ class Redrive:
         self.outcome = Outcome()
         self._admin = admin
         self._reader = reader
-        self._topic = topic
+        self._begins = begins
+        self._ends = ends
         self._group = group
         self._options = options
         self._producer = transactions or producer
@@ -169,8 +169,6 @@ class Redrive:
         self._topics: Mapping[str, TopicInfo] = {}
         self._limits: dict[str, int | None] = {}
         self._log_ends: Mapping[TopicPartition, int] = {}
-        self._begins: Mapping[TopicPartition, int] = {}
-        self._ends: Mapping[TopicPartition, int] = {}
         self._found: AsyncIterator[Mapping[TopicPartition, Sequence[Record]]]
         rate = options.rate
         self._chunk_records = CHUNK_RECORDS if rate is None else min(CHUNK_RECORDS, max(1, int(rate * _RATE_STEP_S)))
@@ -179,14 +177,11 @@ class Redrive:
         """Send the selected letters back, from where the last redrive of this group stopped.
 
         Raises:
-            TopicMissingError: the dead-letter topic, or the input topic of a selected letter, does not exist.
+            TopicMissingError: the input topic of a selected letter does not exist.
             BrokerError: Kafka refused, or did not answer; what is in ``outcome`` was sent all the same.
         """
         self._topics = await self._admin.topics()
-        partitions = [TopicPartition(self._topic, it) for it in range(self._partitions_of(self._topic))]
-        self._log_ends = await self._admin.end_offsets(partitions)
-        self._begins = await positions_of(self._admin, self._log_ends, self._options.begin)
-        self._ends = await positions_of(self._admin, self._log_ends, self._options.end)
+        self._log_ends = await self._admin.end_offsets(list(self._ends))
         await self._go_to_committed()
         begun, given_up = self._clock(), 0
         while (chunk := await self._next()) is not None:
@@ -257,17 +252,15 @@ class Redrive:
             partition = partition % count if key is None else partition_of_key(key, count)
         return TopicPartition(topic, partition)
 
-    def _partitions_of(self, topic: str, letter: Letter | None = None) -> int:
-        if topic in self._topics:
-            return self._topics[topic].partitions
-        if letter is None:
-            raise missing_topic(topic, self._topics)
-        at = letter.place
-        raise TopicMissingError(
-            f"input topic {topic} does not exist, which the dead letter {at.topic}:{at.partition}:{at.offset} came "
-            f"from; create it with `streamproc topics apply`, or choose other letters with --task or --from",
-            topics=[topic],
-        )
+    def _partitions_of(self, topic: str, letter: Letter) -> int:
+        if topic not in self._topics:
+            at = letter.place
+            raise TopicMissingError(
+                f"input topic {topic} does not exist, which the dead letter {at.topic}:{at.partition}:{at.offset} came "
+                f"from; create it with `streamproc topics apply`, or choose other letters with --task or --from",
+                topics=[topic],
+            )
+        return self._topics[topic].partitions
 
     # -- writing
 
@@ -336,12 +329,3 @@ async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         raise
-
-
-def missing_topic(topic: str, known: Iterable[str]) -> TopicMissingError:
-    """The error for a dead-letter topic that is not there; it names one that may have been meant."""
-    near = difflib.get_close_matches(topic, list(known), n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return TopicMissingError(
-        f"topic {topic} does not exist; {meant}`streamproc topics apply` creates those of the settings", topics=[topic]
-    )

@@ -16,6 +16,7 @@ import orjson
 from streamproc.replay.charts import Part, bar, differences, distributions, drawable, number_text, scatter
 from streamproc.replay.diff import (
     DIFFERENCES,
+    SIDES,
     Comparison,
     Example,
     FieldChanges,
@@ -25,8 +26,9 @@ from streamproc.replay.diff import (
     distributions_of,
     metrics_of,
     text_of,
+    visible,
 )
-from streamproc.replay.values import Change
+from streamproc.replay.values import ROOT, Change
 
 MAX_FIELDS = 100
 MAX_CHARTED_FIELDS = 12
@@ -58,6 +60,7 @@ h1{font-size:1.5em;margin:.2em 0}h2{font-size:1.2em;margin:1.8em 0 .4em}h3{font-
 p{margin:.4em 0}.soft{color:var(--soft)}
 .answer{font-size:1.1em;border-left:6px solid var(--equal);background:var(--card);padding:10px 14px;margin:12px 0}
 .answer.beyond{border-color:var(--failed)}
+h1 code,h3 code{font-size:1em}
 .bar{display:block;width:100%;height:26px;margin:10px 0}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.93em}
@@ -66,6 +69,7 @@ th{font-weight:600;color:var(--soft)}.n{text-align:right;font-variant-numeric:ta
 code,pre{font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;unicode-bidi:isolate;direction:ltr;
 overflow-wrap:anywhere}
 pre{white-space:pre-wrap;background:var(--card);padding:8px;margin:4px 0}
+td:first-child{white-space:nowrap}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:14px;margin:8px 0}
 .chart{width:100%;height:auto;background:var(--card);border-radius:6px}
 .chart text{fill:var(--soft);font:11px system-ui,sans-serif}.chart .chart-title{fill:var(--ink);font-weight:600}
@@ -185,11 +189,12 @@ def _field(it: FieldChanges) -> Iterable[str]:
         return
     yield f"<h3><code>{escape(it.path)}</code></h3>"
     if pairs:
-        sample = f", a sample of {len(pairs):,}" if it.sampled > len(it.pairs) else ""
-        name = _shorten(it.path, 30)
+        what = "changed" if it.changed else "close"
+        sample = f"{len(pairs):,} of {it.sampled:,} {what}" if it.sampled > len(pairs) else what
+        name = _shorten(it.path, 24)
         yield '<div class="charts">'
-        yield differences(f"{name}: differences{sample}", pairs)
-        yield scatter(f"{name}: both sides{sample}", pairs)
+        yield differences(f"{name}: differences ({sample})", pairs)
+        yield scatter(f"{name}: both sides ({sample})", pairs)
         yield "</div>"
     if it.transitions:
         found = it.transitions.most_common(MAX_TRANSITIONS)
@@ -209,16 +214,14 @@ def _examples(comparison: Comparison) -> Iterable[str]:
 
 
 def _example(it: Example) -> Iterable[str]:
-    source = f"{it.source.topic}/{it.source.partition}/{it.source.offset}"
     key = "" if it.key is None else f", key {_value(it.key.decode(errors='replace'))}"
-    task = f", task {escape(it.task)}" if it.task else ""
+    task = f", task {escape(visible(it.task))}" if it.task else ""
     badge = f'<span class="badge {it.verdict.value}">{it.verdict.value}</span>'
-    yield f'<div class="example">{badge}<code>{escape(source)}</code>{key}{task}'
-    if it.changes:
-        rows = [_change(change) for change in it.changes[:MAX_FIELDS]]
-        yield _table(("field", "baseline", "candidate"), rows, marked=(1, 2))
+    yield f'<div class="example">{badge}<code>{escape(it.place)}</code>{key}{task}'
+    rows = [_change(change) for change in it.changes[:MAX_FIELDS]]
+    yield _table(("field", *SIDES), rows or [(escape(ROOT), _short(it.baseline), _short(it.candidate))], marked=(1, 2))
     yield "<details><summary>in full</summary><div class='both'>"
-    for name, held in (("baseline", it.baseline), ("candidate", it.candidate)):
+    for name, held in zip(SIDES, (it.baseline, it.candidate), strict=True):
         yield f"<div>{name}<pre>{_held(held)}</pre></div>"
     yield "</div></details></div>"
 
@@ -232,16 +235,24 @@ def _value(value: Any) -> str:
     return f"<code>{escape(text_of(value, MAX_VALUE_CHARS))}</code>"
 
 
-def _held(held: Held | None) -> str:
+def _short(held: Held | None) -> str:
+    """What a side says, where there are no fields to compare."""
     if held is None:
         return '<span class="soft">nothing</span>'
-    text = orjson.dumps(held.value, option=orjson.OPT_INDENT_2).decode()
-    return f"{'dead letter: ' if held.is_dead else ''}{escape(_shorten(text, MAX_DOCUMENT_CHARS))}"
+    return f"{'dead letter ' if held.is_dead else ''}{_value(held.value)}"
+
+
+def _held(held: Held | None) -> str:
+    if held is None:
+        return "nothing"
+    text = _shorten(orjson.dumps(held.value, option=orjson.OPT_INDENT_2).decode(), MAX_DOCUMENT_CHARS)
+    lines = "\n".join([visible(line) for line in text.split("\n")])
+    return f"{'dead letter: ' if held.is_dead else ''}{escape(lines)}"
 
 
 def _metrics(comparison: Comparison) -> Iterable[str]:
     rows = [
-        (escape(f"{it.name} ({it.unit})"), _number(it.baseline), _number(it.candidate), _number(it.ratio))
+        (escape(f"{it.name} {it.quantile} ({it.unit})"), _number(it.baseline), _number(it.candidate), _number(it.ratio))
         for it in metrics_of(comparison.sides)
         if it.baseline is not None or it.candidate is not None
     ]

@@ -1,15 +1,16 @@
 """Two processors on one stream at once: what they make of each record is compared as it comes.
 
-Each has brokers of its own, in memory: the live topics are only read, without a consumer group, and nothing is written
-or committed to Kafka. Records carry their place in the live topic in a header (``marks``), by which results are matched.
+Each has a broker of its own, in memory: the live topics are only read, without a consumer group, and nothing is written
+or committed to Kafka. Records carry their place in the live topic in a header (``marks``), by which their results are
+matched.
 
     chunks of records ─► in flight ─┬─► memory broker ─► baseline's processor ──► results ─┬─► comparison
                                     └─► memory broker ─► candidate's processor ─► results ─┘
 
 Invariants:
 
-- Reading waits while ``MAX_RECORDS`` records, or ``MAX_BYTES`` of values, are in flight: until both sides have told what
-  became of them, for every task.
+- Reading waits while ``MAX_RECORDS`` records, or ``MAX_BYTES`` of values, are in flight: until both sides have told
+  what became of them, for every task.
 - Every record becomes a result or a dead letter on both sides: what the settings would drop, or stop for, is a dead
   letter here, and no circuit opens.
 """
@@ -20,7 +21,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from streamproc.broker.memory import MemoryBroker
 from streamproc.errors import SettingsError, StreamprocError
@@ -86,7 +87,7 @@ class Shadow:
         self.skipped = 0
         """Records of topics that no task reads."""
 
-    async def __aenter__(self) -> Shadow:
+    async def __aenter__(self) -> Self:
         try:
             await _all(*(it.start() for it in self._sides))
         except BaseException:
@@ -139,7 +140,9 @@ class Shadow:
             await asyncio.sleep(0)  # a file never waits, and the processors share this loop
 
     def _give(self, record: Record) -> None:
-        readers = self._readers.get(record.topic, 0)
+        # A capture may be of another topic than the settings read; where they read one, there is no doubt.
+        topic = record.topic if len(self._readers) > 1 else self.topics[0]
+        readers = self._readers.get(topic, 0)
         source = Source(record.topic, record.partition, record.offset)
         if not readers or source in self._in_flight:
             self.skipped += 1
@@ -151,7 +154,7 @@ class Shadow:
         headers = mark(record.headers, RUN, source)
         for side in self._sides:
             side.broker.append(
-                record.topic,
+                topic,
                 record.value,
                 key=record.key,
                 partition=record.partition % PARTITIONS,
@@ -224,7 +227,10 @@ class _Side:
         self._metrics = sorted({it.metrics for it in topics})
         for name in {*inputs, *self._outputs, *self._metrics}:
             self.broker.create_topic(name, PARTITIONS, configs=_NO_LIMIT)
-        self._groups = [settings.group_of(task) for task in settings.tasks]
+        self._inputs = {
+            name: [settings.group_of(task) for task, it in settings.tasks.items() if name in it.input.topics]
+            for name in inputs
+        }
         self.processor = Processor(settings, worker_setup(settings, declared_topics(settings)), self.broker)
 
     async def start(self) -> None:
@@ -244,26 +250,21 @@ class _Side:
 
     def take(self) -> Iterator[Record]:
         """What the processor has written; it is let go of, and so is what it is done with."""
-        for topic in self._outputs:
-            for partition in range(PARTITIONS):
-                log = self.broker.log(TopicPartition(topic, partition))
-                if log.records:
-                    yield from list(log.records)
-                    log.truncate(log.end)
-        for topic in self._metrics:
-            for partition in range(PARTITIONS):
-                log = self.broker.log(TopicPartition(topic, partition))
+        for partition in (TopicPartition(topic, number) for topic in self._outputs for number in range(PARTITIONS)):
+            log = self.broker.log(partition)
+            if log.records:
+                yield from list(log.records)
                 log.truncate(log.end)
+        for partition in (TopicPartition(topic, number) for topic in self._metrics for number in range(PARTITIONS)):
+            self.broker.truncate(*partition, self.broker.log(partition).end)
         self._let_go()
 
     def _let_go(self) -> None:
-        """Of input records that all tasks have committed."""
-        least: dict[TopicPartition, int] = {}
-        for group in self._groups:
-            for partition, offset in self.broker.committed(group).items():
-                least[partition] = min(offset, least.get(partition, offset))
-        for partition, offset in least.items():
-            self.broker.log(partition).truncate(offset)
+        """Of input records that all tasks which read them have committed."""
+        committed = {group: self.broker.committed(group) for groups in self._inputs.values() for group in groups}
+        for topic, groups in self._inputs.items():
+            for partition in (TopicPartition(topic, number) for number in range(PARTITIONS)):
+                self.broker.truncate(*partition, min(committed[group].get(partition, 0) for group in groups))
 
 
 async def _all(*work: Any) -> None:

@@ -62,10 +62,19 @@ class Tolerance(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Tolerance:
         """``0.01``, or ``1%`` of the larger number. Raises ValueError."""
-        number = float(text.removesuffix("%"))
-        if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{text} is no tolerance: write a number such as 0.01, or a share such as 1%")
+        number = number_of(text.removesuffix("%"))
+        if number is None:
+            raise ValueError(f"{text!r} is no tolerance: write a number such as 0.01, or a share such as 1%")
         return cls(relative=number / 100) if text.endswith("%") else cls(absolute=number)
+
+
+def number_of(text: str) -> float | None:
+    """A finite number of at least 0; None where the text is something else."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < math.inf else None
 
 
 BATCHING = Tolerance(absolute=1e-9, relative=1e-6)
@@ -88,7 +97,7 @@ class Pattern:
             found = _STEP.match(text, at)
             # A name stands at the beginning, or behind a dot.
             if found is None or (found["name"] is not None and (text[at] == ".") != bool(steps or text[0] == ROOT)):
-                raise ValueError(f'{text} is no field: write it like score, a.b, scores[*].value or ["odd.key"]')
+                raise ValueError(f'{text!r} is no field: write it like score, a.b, scores[*].value or ["odd.key"]')
             steps.append(_step(found))
             at = found.end()
         if not text:
@@ -276,5 +285,5 @@ def _join(texts: Sequence[str], path: Path) -> str:
         elif _PLAIN.fullmatch(text) and text.isprintable():
             parts.append(f".{text}" if parts else text)
         else:
-            parts.append(f"[{json.dumps(text, ensure_ascii=False)}]")
+            parts.append(f"[{json.dumps(text, ensure_ascii=not text.isprintable())}]")
     return "".join(parts) or ROOT

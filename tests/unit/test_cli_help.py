@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from streamproc.broker.positions import Begin
 from streamproc.cli import root
-from streamproc.cli.consume import parse_begin
+from streamproc.cli.positions import Where, parse_where
 from streamproc.errors import BrokerError, InternalError, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,15 +194,15 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("text", "begin"),
     [
-        ("beginning", Begin()),
-        ("end", Begin(at_end=True)),
-        ("42", Begin(offset=42)),
-        ("-5", Begin(offset=-5)),
-        ("15m", Begin(time_ms=100_000)),
-        ("1.5s", Begin(time_ms=998_500)),
-        ("1970-01-01T00:00:01+00:00", Begin(time_ms=1_000)),
-        ("1970-01-01T00:00:01Z", Begin(time_ms=1_000)),
+        ("beginning", Where()),
+        ("end", Where(at_end=True)),
+        ("42", Where(offset=42)),
+        ("-5", Where(offset=-5)),
+        ("15m", Where(time_ms=100_000)),
+        ("1.5s", Where(time_ms=998_500)),
+        ("1970-01-01T00:00:01+00:00", Where(time_ms=1_000)),
+        ("1970-01-01T00:00:01Z", Where(time_ms=1_000)),
     ],
 )
-def test_where_to_begin_is_an_offset_a_time_or_an_age(text: str, begin: Begin) -> None:
-    assert parse_begin(text, 1_000.0) == begin
+def test_where_to_begin_is_an_offset_a_time_or_an_age(text: str, begin: Where) -> None:
+    assert parse_where(text, 1_000.0, "--from") == begin

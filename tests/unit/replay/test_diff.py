@@ -92,12 +92,12 @@ def test_in_whatever_order_the_sides_come_each_source_has_the_verdict_of_a_model
         assert shown == {it: verdict for it, verdict in expected.items() if verdict is not Verdict.EQUAL}
         for it in comparison.examples:
             before, after = (side.get((it.source.partition, it.source.offset)) for side in sides)
-            for held, value in ((it.baseline, before), (it.candidate, after)):
-                assert (held is None) == (value is None)
-                if held is not None and value is not None:
-                    assert held.is_dead == (value == 4)
+            for held, expected_value in ((it.baseline, before), (it.candidate, after)):
+                assert (held is None) == (expected_value is None)
+                if held is not None:
+                    assert held.is_dead == (expected_value == 4)
                     assert held.key == b"k"
-                    assert value == 4 or held.value == {"n": value}
+                    assert held.is_dead or held.value == {"n": expected_value}
 
 
 def _verdict(before: int | None, after: int | None) -> Verdict:
@@ -120,7 +120,7 @@ def test_numbers_within_their_tolerance_are_close_and_the_rest_is_changed() -> N
     assert (fields["score"].close, fields["score"].changed) == (1, 1)
     assert fields["score"].max_size == pytest.approx(0.1)
     assert fields["score"].mean_size == pytest.approx(0.0525)
-    assert fields["score"].pairs == [(0.5, 0.505), (0.5, 0.6)]
+    assert fields["score"].pairs == [(0.5, 0.6)]
     assert [it.path for it in found.worst_fields()] == ["score", "a"]
 
 
@@ -171,11 +171,11 @@ def test_metrics_are_set_side_by_side_a_batch_counting_once_and_are_no_differenc
     after = [*batch(10, 8.0, 0, 6_000)]
     found = compared(before, after)
     assert verdicts(found) == {"equal": 10}
-    rows = {it.name: (it.baseline, it.candidate, it.ratio) for it in metrics_of(found.sides)}
+    rows = {f"{it.name} {it.quantile}".strip(): (it.baseline, it.candidate, it.ratio) for it in metrics_of(found.sides)}
     assert rows["throughput"] == (10.0, None, None)
     assert rows["batch size p50"] == (1.0, 10.0, 10.0)
     assert rows["batch size p95"] == (8.0, 10.0, 1.25)
-    assert rows["execute p50"] == (pytest.approx(1, rel=0.011), pytest.approx(8), pytest.approx(8, rel=0.011))
+    assert rows["execute p50"] == pytest.approx((1, 8, 8), rel=0.011)
     assert rows["latency p50"][1] == 5_000.0
     assert "transform_inputs p50" not in rows
     assert rows["queue p50"][2] == 1.0
@@ -212,7 +212,7 @@ def test_a_limit_is_a_number_or_a_share_of_the_records(limit: str, differing: in
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "nan", "inf", "%"])
 def test_what_is_no_limit_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"limit|float"):
+    with pytest.raises(ValueError, match="is no limit"):
         Limit.parse(text)
 
 
@@ -229,5 +229,5 @@ def test_everything_is_ready_for_json() -> None:
     }
     assert len(document["verdicts"]) == len(Verdict)
     example = document["examples"][0]
-    assert example["changes"] == [{"path": "a", "baseline": 1, "candidate": "(absent)"}]
+    assert example["changes"] == [{"path": "a", "baseline": 1}]
     assert example["source"] == {"topic": "texts", "partition": 0, "offset": 0}

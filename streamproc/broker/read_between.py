@@ -1,38 +1,13 @@
-"""Where to begin reading the partitions of a topic, and reading them from there up to an end."""
+"""Reads partitions between offsets, to an end that stands before it begins."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from streamproc.broker.interface import Admin, Reader
+from streamproc.broker.interface import Reader
 from streamproc.records import Record, TopicPartition
 
 _POLL_MS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """Where to begin in each partition: an offset (from the end where negative) or a time; neither: the beginning."""
-
-    offset: int | None = None
-    time_ms: int | None = None
-    at_end: bool = False
-
-
-async def positions_of(admin: Admin, ends: Mapping[TopicPartition, int], where: Begin) -> dict[TopicPartition, int]:
-    """The offsets to begin at in the partitions whose ends are given, within their logs. Raises BrokerError."""
-    partitions = list(ends)
-    if where.at_end:
-        return dict(ends)
-    begins = await admin.begin_offsets(partitions)
-    if where.time_ms is not None:
-        found = await admin.offsets_for_times(dict.fromkeys(partitions, where.time_ms))
-        return {it: ends[it] if (offset := found.get(it)) is None else offset for it in partitions}
-    if where.offset is None:
-        return dict(begins)
-    wanted = {it: where.offset if where.offset >= 0 else ends[it] + where.offset for it in partitions}
-    return {it: max(begins[it], min(offset, ends[it])) for it, offset in wanted.items()}
 
 
 async def read_between(
