@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,9 +54,9 @@ def redrive(
     max_replays: Annotated[
         int, typer.Option(metavar="N", min=1, help="Skip letters that were sent back so often already.")
     ] = _MAX_REPLAYS,
-    new_timestamps: Annotated[
-        bool, typer.Option("--new-timestamps", help="Give the records the time of now, in place of their own.")
-    ] = False,
+    timestamps: Annotated[
+        Literal["keep", "now"], typer.Option(help="Those that the records had, or the time of writing.")
+    ] = "keep",
     group: Annotated[
         str | None,
         typer.Option(
@@ -101,9 +101,10 @@ def redrive(
         kafka,
         place.topic,
         group or group_of(application, place.topic, selection, begin),
-        Options(selection, limit, rate, max_replays, keep_timestamps=not new_timestamps),
+        Options(selection, limit, rate, max_replays, keep_timestamps=timestamps == "keep"),
         begin_at,
         end_at,
+        warn=yes,
     )
     if dry_run or not yes:
         outcome = run_async(lambda: _look(what))
@@ -130,6 +131,8 @@ class _What:
     options: Options
     begin: Where
     end: Where
+    warn: bool
+    """Whether there was no look before the sending, which has warned already."""
 
 
 def _send(what: _What, *, as_json: bool) -> None:
@@ -170,7 +173,22 @@ async def _look(what: _What) -> Outcome:
 
     async with clients(what.kafka) as (admin, reader):
         begins, ends = await _bounds(admin, what)
-        return await Redrive(admin, reader, begins=begins, ends=ends, group=what.group, options=what.options).run()
+        it = Redrive(admin, reader, begins=begins, ends=ends, group=what.group, options=what.options)
+        await it.run()
+        await _warn_of_retention(admin, it.outcome, what)
+        return it.outcome
+
+
+async def _warn_of_retention(admin: Admin, outcome: Outcome, what: _What) -> None:
+    """Say so where Kafka would delete what is sent back, since it is too old by its own timestamp."""
+    for topic, oldest_ms in outcome.oldest_ms.items() if what.options.keep_timestamps else ():
+        entry = (await admin.describe_configs(topic)).get("retention.ms")
+        kept_ms = int(entry.value) if entry is not None and entry.value else -1
+        if 0 <= kept_ms < time.time() * 1_000 - oldest_ms:
+            say(
+                f"warning: topic {topic} keeps records for {kept_ms / 86_400_000:g} days (retention.ms), and some are "
+                f"older: Kafka may delete them before they are processed; --timestamps now keeps them"
+            )
 
 
 async def _bounds(admin: Admin, what: _What) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
@@ -216,6 +234,8 @@ async def _redrive(what: _What, progress: Progress, running: _Running) -> None:
         await producer.start()
         try:
             await running.redrive.run()
+            if what.warn:
+                await _warn_of_retention(admin, running.redrive.outcome, what)
         finally:
             await producer.stop()
 

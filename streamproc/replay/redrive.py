@@ -88,11 +88,15 @@ class Outcome:
     examples: defaultdict[Skip, list[marks.Source]] = field(default_factory=lambda: defaultdict(list))
     passed: int = 0
     """Letters that are not selected."""
+    oldest_ms: dict[str, int] = field(default_factory=dict)
+    """The timestamp of the oldest record for each topic."""
 
     def __iadd__(self, other: Outcome) -> Self:
         self.sent += other.sent
         self.skipped += other.skipped
         self.passed += other.passed
+        for topic, at in other.oldest_ms.items():
+            self.oldest_ms[topic] = min(at, self.oldest_ms.get(topic, at))
         for reason, places in other.examples.items():
             self.examples[reason] = [*self.examples[reason], *places][:MAX_EXAMPLES]
         return self
@@ -242,6 +246,8 @@ class Redrive:
             to = self._target(letter)
             chunk.letters[to].append(letter)
             chunk.outcome.sent[to] += 1
+            at = record.timestamp
+            chunk.outcome.oldest_ms[to.topic] = min(at, chunk.outcome.oldest_ms.get(to.topic, at))
 
     def _target(self, letter: Letter) -> TopicPartition:
         """The partition that the record came from; where it is gone, that of its key, or one for all of its kin."""

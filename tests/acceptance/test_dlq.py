@@ -27,11 +27,16 @@ Names = Callable[..., str]
 class Stream:
     """A task whose backend is broken until it is mended."""
 
-    def __init__(self, bootstrap_servers: str, name: str, tmp_path: Path, **task: Any) -> None:
+    def __init__(
+        self, bootstrap_servers: str, name: str, tmp_path: Path, configs: dict[str, str] | None = None, **task: Any
+    ) -> None:
         self.kafka, self.topic, self.tmp_path = bootstrap_servers, name, tmp_path
         self.mended = tmp_path / "mended"
-        create(bootstrap_servers, {name: PARTITIONS, f"{name}.results": PARTITIONS, f"{name}.dead": PARTITIONS})
-        create(bootstrap_servers, {f"{name}.metrics": 1})
+        create(bootstrap_servers, {name: PARTITIONS}, **(configs or {}))
+        create(
+            bootstrap_servers,
+            {f"{name}.results": PARTITIONS, f"{name}.dead": PARTITIONS, f"{name}.metrics": 1},
+        )
         self.settings = {
             "name": name,
             "kafka": {"bootstrap_servers": bootstrap_servers},
@@ -150,6 +155,18 @@ def test_a_thousand_dead_letters_are_sent_back_once_each_though_it_is_killed_and
     again = [it for it in read_to_end(kafka, stream.topic, PARTITIONS) if marks.count_of(it.headers)]
     assert all(json.loads(it.value or b"")["id"] % PARTITIONS == it.partition for it in again)
     assert {marks.count_of(it.headers) for it in read_to_end(kafka, f"{stream.topic}.results", PARTITIONS)} == {1}
+
+
+def test_records_that_are_too_old_for_their_topic_are_warned_of(
+    embedded_broker: str, tmp_path: Path, topic_name: Names
+) -> None:
+    stream = Stream(embedded_broker, topic_name(), tmp_path, {"retention.ms": "172800000"})
+    produce(embedded_broker, stream.topic, {0: [(None, b"{")]}, timestamp=1_600_000_000_000)
+    stream.process()
+    warning = "keeps records for 2 days (retention.ms), and some are older"
+    assert warning in stream.run("redrive", "--dry-run")[1]
+    assert warning not in stream.run("redrive", "--dry-run", "--timestamps", "now")[1]
+    assert stream.run("redrive", "--yes")[1].count(warning) == 1
 
 
 def test_letters_of_an_exactly_once_task_are_sent_back_once_each(kafka: str, tmp_path: Path, topic_name: Names) -> None:
