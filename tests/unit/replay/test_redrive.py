@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -77,7 +79,9 @@ async def redrive(
     group: str = GROUP,
     begin: int = 0,
     end: int | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> Outcome:
+    """A redrive as the command runs it. Its clock is always late, so that a rate does nothing but make chunks small."""
     async with broker.admin() as admin, broker.reader() as reader:
         transactions = broker.transactional_producer(transactional_id=group)
         plain = broker.producer()
@@ -93,7 +97,7 @@ async def redrive(
                 ends={partition: log_end if end is None else min(end, log_end) for partition, log_end in ends.items()},
                 group=group,
                 options=options or Options(),
-                clock=lambda: 0.0,
+                clock=clock or itertools.count(step=1e9).__next__,
                 **it,
             ).run()
         finally:
@@ -177,7 +181,6 @@ def test_whatever_interrupts_it_each_letter_is_sent_once(
 
     for operation, aborts in faults:
         broker.fail_next(operation, TransactionAbortedError("gone") if aborts else BrokerError("no"))
-    # The clock stands still, so that a rate does nothing but make chunks small.
     for stop in stops:
         run(interrupted(stop, Options(selection, rate=rate)))
     for limit in limits:
@@ -303,6 +306,16 @@ def test_bounds_and_new_timestamps() -> None:
     assert run(redrive(broker)).sent.total() == 3, "the rest, behind what is done"
 
 
+def test_a_rate_is_kept() -> None:
+    broker = make_broker()
+    for number in range(30):
+        bury(broker, number)
+    begun = time.monotonic()
+    run(redrive(broker, Options(rate=100.0), clock=time.monotonic))
+    assert time.monotonic() - begun >= 0.3
+    assert sent(broker) == list(range(30))
+
+
 def test_what_died_again_meanwhile_is_left_for_the_next_time() -> None:
     broker = make_broker()
     for number in range(0, 6, 2):
@@ -327,7 +340,7 @@ def test_what_died_again_meanwhile_is_left_for_the_next_time() -> None:
                 options=Options(rate=4.0),
                 producer=producer,
                 on_sent=on_sent,
-                clock=lambda: 0.0,
+                clock=itertools.count(step=1e9).__next__,
             ).run()
 
     assert run(dying_again()).sent.total() == 3
