@@ -56,6 +56,33 @@ def test_a_project_made_by_following_the_document_passes_its_tests(tmp_path: Pat
     assert "10 passed" in done.stdout
 
 
+BROKER_SETTINGS = """
+import asyncio
+
+from streamproc.broker.admin import KafkaAdmin
+
+
+def test_the_settings_have_the_brokers_address_and_its_topics_are_made(streamproc_broker, streamproc_broker_settings):
+    async def partitions():
+        async with KafkaAdmin(streamproc_broker_settings.kafka) as admin:
+            return {name: topic.partitions for name, topic in (await admin.topics()).items()}
+
+    assert streamproc_broker_settings.kafka.bootstrap_servers == streamproc_broker
+    assert streamproc_broker_settings.http.port == 0
+    names = ("sentiment.text", "sentiment.text.results", "sentiment.text.dead")
+    assert asyncio.run(partitions()).items() >= {**dict.fromkeys(names, 2), "sentiment.metrics": 1}.items()
+"""
+
+
+@pytest.mark.embedded
+@needs_broker
+def test_the_embedded_broker_has_the_projects_topics(tmp_path: Path) -> None:
+    write_files(DOCUMENT, tmp_path)
+    (tmp_path / "tests" / "test_settings.py").write_text(BROKER_SETTINGS, encoding="utf-8")
+    done = run_pytest(tmp_path, "tests/test_settings.py")
+    assert "1 passed" in done.stdout, done.stdout
+
+
 def test_the_golden_file_is_what_the_option_writes_and_a_wrong_one_fails_as_the_document_says(tmp_path: Path) -> None:
     write_files(DOCUMENT, tmp_path)
     golden = tmp_path / GOLDEN
