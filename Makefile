@@ -6,6 +6,7 @@ NODES ?= 1
 RECORDS ?= 5000000
 RATE ?= 2000
 DELIVERY ?= both
+JOBS ?= 2
 chaos: SEED ?= 1
 chaos: MINUTES ?= 2
 fuzz: MINUTES ?= 10
@@ -26,8 +27,8 @@ install: $(VENV)/.installed ## make .venv with streamproc, its extras and the to
 demo: install ## stream 1,797 handwritten digits through a broker and a model
 	$(BIN)/streamproc demo
 
-test: install ## every test; those that need Kafka are skipped where Java or Maven is missing
-	$(BIN)/python -m pytest
+test: install ## every test, JOBS=2 at a time; those that need Kafka are skipped where Java or Maven is missing
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-unit: install ## the tests that take milliseconds
 	$(BIN)/python -m pytest tests/unit

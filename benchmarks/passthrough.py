@@ -36,7 +36,8 @@ from streamproc.broker.interface import NewTopic
 from streamproc.broker.producer import KafkaProducer
 from streamproc.broker.reader import KafkaReader
 from streamproc.records import TopicPartition
-from streamproc.runtime.app import Application, look_for_cycles_seldom
+from streamproc.runtime.app import Application
+from streamproc.runtime.cycles import look_for_cycles_seldom
 from streamproc.settings import KafkaSettings, Settings
 
 PARTITIONS = 6

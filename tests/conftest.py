@@ -62,6 +62,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, marker in fixtures.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
+        # With pytest-xdist (`make test`): never two of those at once that start several nodes of Kafka.
+        if "kafka_available" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("clusters"))
 
 
 def _cannot_have_kafka(reason: str) -> None:

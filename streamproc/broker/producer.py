@@ -152,14 +152,17 @@ class KafkaProducer:
         watching = watch_topics(lambda: self._inner.client, lambda: self._looked_up, self._topics.seen)
         self._watching = asyncio.get_running_loop().create_task(watching)
 
+    async def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+
     async def stop(self) -> None:
         """Flush what was submitted, for as long as a request may take, and close the connections."""
         if self._inner is None or self._stopped:
             return
         self._stopped = True
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        await self._stop_watching()
         inner = self._inner
         accumulator = inner._message_accumulator  # noqa: SLF001
         # An idempotent producer never gives up a batch, so a broker that is gone would keep us here for ever.

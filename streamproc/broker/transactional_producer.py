@@ -103,6 +103,7 @@ class KafkaTransactionalProducer(KafkaProducer):
         if self.in_transaction:
             self.abort()
         self._stopped = True
+        await self._stop_watching()
         if self._reopening is not None:
             try:
                 await asyncio.wait({self._reopening}, timeout=LAST_ABORT_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from streamproc.cli import replay_capture, replay_diff, replay_run, replay_shadow
+from streamproc.cli import replay_capture, replay_diff, replay_golden, replay_run, replay_shadow
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -19,3 +19,4 @@ app.add_typer(replay_capture.app)
 app.add_typer(replay_run.app)
 app.add_typer(replay_diff.app)
 app.add_typer(replay_shadow.app)
+app.add_typer(replay_golden.app)

@@ -109,6 +109,9 @@ def capture(
     )
     if quiet:
         logging.getLogger("streamproc").setLevel(logging.ERROR)
+    from streamproc.runtime.cycles import look_for_cycles_seldom  # noqa: PLC0415 - --help needs it not
+
+    look_for_cycles_seldom()
     run = _Run(kafka_settings(config, bootstrap_servers), asked, output, quiet=quiet)
     run.prepare(mask or [], salt_file, mask_unreadable, resume=resume, force=force)
     try:
@@ -273,7 +276,8 @@ class _Run:
         asked = self._asked.last
         if asked is not None and self.records < asked:
             say(f"the topics hold no more than {count_of(self.records, 'record')} there")
-        say(f"{self._files.path}: {count_of(self.records, 'record')}")
+        if self.records > self._shown.count:
+            say(f"{self._files.path} has {count_of(self.records, 'record')} with those from before the interruption")
 
 
 def _salt(path: Path) -> bytes:

@@ -149,16 +149,45 @@ def diff(
         html=html,
         as_json=as_json,
     )
-    inputs = (
-        [Input.parse(it) for it in (baseline, *(baseline_dead or ()))],
-        [Input.parse(it) for it in (candidate, *(candidate_dead or ()))],
+    compare(
+        [baseline, *(baseline_dead or ())],
+        [candidate, *(candidate_dead or ())],
+        options,
+        lambda: find_settings(config, bootstrap_servers)[1],
+        ignore_task=ignore_task,
     )
+
+
+def compare(
+    baseline: Sequence[str],
+    candidate: Sequence[str],
+    options: ComparisonOptions,
+    kafka: Callable[[], KafkaSettings],
+    *,
+    ignore_task: bool = False,
+    since_ms: int | None = None,
+) -> None:
+    """Read both sides, compare, and tell.
+
+    Args:
+        baseline: Its inputs as text: the results first, then dead letters.
+        candidate: The same.
+        options: How to compare, and how to tell.
+        kafka: Where the topics are, if there are any.
+        ignore_task: Match results of tasks with different names too.
+        since_ms: Read topics from this time on, in milliseconds since 1970.
+
+    Raises:
+        NothingToCompareError: a side has no results.
+        typer.Exit: more differs than may.
+    """
     from streamproc.replay.diff import Comparison  # noqa: PLC0415 - --help needs none of it
 
-    names = (baseline, candidate)
-    with Comparison(options.rules, names=names, examples=examples, ignore_task=ignore_task) as comparison:
+    inputs = ([Input.parse(it) for it in baseline], [Input.parse(it) for it in candidate])
+    names = (baseline[0], candidate[0])
+    with Comparison(options.rules, names=names, examples=options.examples, ignore_task=ignore_task) as comparison:
         progress = Progress("read")
-        _read_all(comparison, inputs, lambda: find_settings(config, bootstrap_servers)[1], progress)
+        _read_all(comparison, inputs, kafka, progress, since_ms)
         progress.finish()
         comparison.finish()
         tell(comparison, options)
@@ -211,6 +240,7 @@ def _read_all(
     inputs: Sequence[Sequence[Input]],
     kafka: Callable[[], KafkaSettings],
     progress: Progress,
+    since_ms: int | None,
 ) -> None:
     """Give both sides' records to the comparison, the baseline's first."""
     for side, some in enumerate(inputs):
@@ -221,7 +251,7 @@ def _read_all(
                     progress.add(len(chunk))
         if topics := [it for it in some if it.path is None]:
             settings = kafka()
-            run_async(lambda: _read_topics(comparison, side, topics, settings, progress))  # noqa: B023 - run at once
+            run_async(lambda: _read_topics(comparison, side, topics, settings, progress, since_ms=since_ms))  # noqa: B023 - run at once
 
 
 def file_chunks(path: Path) -> Iterator[list[Record]]:
@@ -234,9 +264,15 @@ def file_chunks(path: Path) -> Iterator[list[Record]]:
 
 
 async def _read_topics(
-    comparison: Comparison, side: int, inputs: Sequence[Input], kafka: KafkaSettings, progress: Progress
+    comparison: Comparison,
+    side: int,
+    inputs: Sequence[Input],
+    kafka: KafkaSettings,
+    progress: Progress,
+    *,
+    since_ms: int | None,
 ) -> None:
-    """Read topics from their beginnings to where their ends are now."""
+    """Read topics from their beginnings, or from a time on, to where their ends are now."""
     from streamproc.broker.admin import KafkaAdmin  # noqa: PLC0415 - as above
     from streamproc.broker.reader import KafkaReader  # noqa: PLC0415 - as above
     from streamproc.replay.capture import in_order  # noqa: PLC0415 - as above
@@ -248,7 +284,11 @@ async def _read_topics(
     async with connected(KafkaAdmin(kafka), kafka) as admin:
         partitions = await partitions_of(admin, kafka, list(wanted))
         ends = await admin.end_offsets(partitions)
-        begins = await admin.begin_offsets(partitions)
+        if since_ms is None:
+            begins = dict(await admin.begin_offsets(partitions))
+        else:
+            found_at = await admin.offsets_for_times(dict.fromkeys(partitions, since_ms))
+            begins = {it: ends[it] if (offset := found_at.get(it)) is None else offset for it in partitions}
     seen: set[str] = set()
     found = 0
     async with KafkaReader(kafka, client_id="streamproc-replay-diff") as reader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import sys
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_WAIT_TIMEOUT_S = 60.0
+WAIT_TIMEOUT_S = 60.0
 _LOOKS = 20
 
 
@@ -75,7 +74,7 @@ def run(
     ] = None,
     wait_timeout: Annotated[
         float, typer.Option(metavar="S", min=0, help="Fail when the group has committed nothing for so many seconds.")
-    ] = _WAIT_TIMEOUT_S,
+    ] = WAIT_TIMEOUT_S,
     backend: Annotated[
         bool, typer.Option("--backend", help="Without Kafka: straight through the settings' backend.")
     ] = False,
@@ -123,9 +122,10 @@ def run(
         raise typer.BadParameter("--backend needs --output FILE for the results")
     from streamproc.replay.capture_file import read_capture  # noqa: PLC0415 - --help needs it not
     from streamproc.replay.run import make_run_id  # noqa: PLC0415 - as above
-    from streamproc.runtime.app import look_for_cycles_seldom  # noqa: PLC0415 - as above
+    from streamproc.runtime.cycles import look_for_cycles_seldom  # noqa: PLC0415 - as above
 
     look_for_cycles_seldom()
+
     asked = _Asked(
         file=file,
         run=run_id or make_run_id(time.time(), random.SystemRandom()),
@@ -138,8 +138,6 @@ def run(
     )
     records = islice(read_capture(file), limit)
     replaying = _Replaying(asked, records)
-    if not quiet:
-        say(f"run {asked.run}")
     try:
         if backend:
             outputs = _Outputs({"results": output, "dead": dead_letters, "metrics": metrics}, force=force)
@@ -149,7 +147,9 @@ def run(
             waits = _Waits(wait_for or [], wait_timeout)
             run_async(lambda: _into_topics(replaying, settings, waits, into_source=into_source))
     except KeyboardInterrupt:
-        if not quiet:
+        if not quiet and backend:
+            say(f"interrupted; {output} is not written")
+        elif not quiet:
             say(f"interrupted; {count_of(replaying.shown.count, 'record')} written and acknowledged, run {asked.run}")
         raise
     replaying.tell(as_json=as_json)
@@ -224,7 +224,7 @@ class _Replaying:
     def stamp(self) -> Stamp:
         """The timestamps to write."""
         if self.asked.timestamps == "keep":
-            return lambda timestamp: timestamp
+            return lambda timestamp: timestamp if timestamp >= 0 else None  # the oldest producers wrote none
         return self._shifted if self.asked.timestamps == "shift" else lambda _: None
 
     def _shifted(self, timestamp: int) -> int:
@@ -246,6 +246,9 @@ class _Replaying:
         from streamproc.replay.lanes import Lanes  # noqa: PLC0415 - --help needs it not
         from streamproc.replay.run import replay  # noqa: PLC0415 - as above
 
+        if not self.asked.quiet:
+            say(f"run {self.asked.run}")
+        self.shown = Progress("replayed", quiet=self.asked.quiet)  # connecting is no part of it
         lanes = Lanes(
             producer,
             self.asked.run,
@@ -425,14 +428,18 @@ class _Outputs:
         from streamproc.replay.capture_file import part_of, write_capture  # noqa: PLC0415 - --help needs it not
 
         parts = {kind: part_of(path) for kind, path in self._paths.items()}
-        with contextlib.ExitStack() as stack:
-            writers = {}
+        try:
+            with contextlib.ExitStack() as stack:
+                writers = {}
+                for kind, part in parts.items():
+                    part.unlink(missing_ok=True)
+                    writers[topics[kind]] = stack.enter_context(write_capture(part))
+                yield writers
             for kind, part in parts.items():
+                part.replace(self._paths[kind])
+        finally:
+            for part in parts.values():
                 part.unlink(missing_ok=True)
-                writers[topics[kind]] = stack.enter_context(write_capture(part))
-            yield writers
-        for kind, part in parts.items():
-            part.replace(self._paths[kind])
 
 
 def _through_backend(replaying: _Replaying, config: Path | None, task: str | None, outputs: _Outputs) -> None:
@@ -440,11 +447,11 @@ def _through_backend(replaying: _Replaying, config: Path | None, task: str | Non
     from streamproc.settings_loading import load_settings  # noqa: PLC0415 - as above
 
     settings = load_settings(config, os.environ)
-    name = _task_of(settings, task)
-    if replaying.asked.quiet:
-        logging.getLogger("streamproc").setLevel(logging.ERROR)
-    else:
-        configure_logging(settings.logging.model_copy(update={"level": "warning"}), sys.stderr)
+    name = task_of(settings, task)
+    # The processor's own news (a worker that starts, a partition that is assigned) are none here.
+    level = "error" if replaying.asked.quiet else "warning"
+    settings = settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": level})})
+    configure_logging(settings.logging, sys.stderr)
     topics = settings.topics_of(name)
     with outputs.opened({"results": topics.results, "dead": topics.dead, "metrics": topics.metrics}) as writers:
         run_async(lambda: _process(replaying, settings, name, writers))
@@ -463,7 +470,8 @@ async def _process(replaying: _Replaying, settings: Settings, task: str, writers
     replaying.written.update(offline.written)
 
 
-def _task_of(settings: Settings, task: str | None) -> str:
+def task_of(settings: Settings, task: str | None) -> str:
+    """The task that is meant: the named one, or the only one. Raises UsageError."""
     names = list(settings.tasks)
     if task is None and len(names) == 1:
         return names[0]

@@ -141,6 +141,7 @@ class LineWriter:
     def _end_member(self) -> None:
         if self._lines:
             self._file.write(gzip.compress(b"".join(self._lines), _GZIP_LEVEL, mtime=0))
+            self._file.flush()  # they may be small, and what is in the file is not lost
             self._lines.clear()
             self._size = 0
 

@@ -99,6 +99,12 @@ class Lanes:
         """The partitions that were written to."""
         return list(self._lanes)
 
+    async def prepare(self, records: Iterable[PlacedRecord]) -> None:
+        """Look up where records go that are due later, so that no record waits for that. Raises as ``send``."""
+        for record in records:
+            if record.topic not in self._targets:
+                self._targets[record.topic] = await self._look_up(record)
+
     async def send(self, records: Iterable[PlacedRecord], dues: list[float], now: float) -> None:
         """Write records, due at ``dues`` and sent at ``now``, both in seconds after the start.
 
@@ -148,9 +154,8 @@ class Lanes:
         self._check()
 
     async def _lane_of(self, record: PlacedRecord) -> _Lane:
-        target = self._targets.get(record.topic)
-        if target is None:
-            target = self._targets[record.topic] = await self._look_up(record)
+        await self.prepare([record])
+        target = self._targets[record.topic]
         if self._partition_of_key is not None and record.key is not None:
             partition = self._partition_of_key(record.key, target.partitions)
         else:

@@ -52,7 +52,10 @@ class Offline:
         self._outputs = outputs
         self._bound = 2 * settings.tasks[task].limits.max_in_flight_records
         self._broker = MemoryBroker()
-        for topic in {*self._topics.inputs, self._topics.results, self._topics.dead, self._topics.metrics}:
+        for topic in self._topics.inputs:
+            # What was in a topic goes into this one, whatever that one's limit was.
+            self._broker.create_topic(topic, PARTITIONS, configs={"max.message.bytes": str(MAX_OUTSTANDING_BYTES)})
+        for topic in (self._topics.results, self._topics.dead, self._topics.metrics):
             self._broker.create_topic(topic, PARTITIONS)
         self._processor: Processor | None = None
         self._fed: deque[tuple[int, int]] = deque()

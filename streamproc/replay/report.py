@@ -15,7 +15,6 @@ import orjson
 
 from streamproc.replay.charts import Part, bar, differences, distributions, drawable, number_text, scatter
 from streamproc.replay.diff import (
-    DIFFERENCES,
     SIDES,
     Comparison,
     Example,
@@ -144,7 +143,6 @@ def _verdicts(comparison: Comparison) -> Iterable[str]:
     rows = [
         (f'<span class="dab {it.value}"></span>{it.value}', f"{comparison.verdicts[it]:,}", MEANINGS[it])
         for it in Verdict
-        if comparison.verdicts[it] or it is Verdict.EQUAL or it in DIFFERENCES
     ]
     yield _table(("verdict", "records", ""), rows, right=(1,))
     sides = [

@@ -65,6 +65,7 @@ async def replay(
     while chunk := list(islice(records, ahead)):
         if before_sending is not None:
             await before_sending(chunk)
+        await lanes.prepare(chunk)
         if not started:
             begun, started = clock(), True  # what the first records had to wait for is no part of the pace
         dues = [pace.due(record.timestamp) for record in chunk]

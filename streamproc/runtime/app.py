@@ -20,6 +20,7 @@ from streamproc.broker.interface import Connections
 from streamproc.observe.http import create_app
 from streamproc.observe.logs import configure_logging
 from streamproc.observe.server import Sidecar
+from streamproc.runtime.cycles import look_for_cycles_seldom
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.startup import declared_topics, warn_of_memory, worker_setup
 from streamproc.settings import Settings
@@ -67,15 +68,6 @@ class Application:
     async def __aexit__(self, *_: object) -> None:
         """Stop."""
         await self.stop()
-
-
-def look_for_cycles_seldom() -> None:
-    """Tune the garbage collector of a process that is there for the data path.
-
-    It makes records by the ten thousand and cycles hardly ever: looking for them as often as Python does by default
-    took a seventh of the parent's time.
-    """
-    gc.set_threshold(100_000, 20, 20)
 
 
 def run_app(settings: Settings) -> int:

@@ -177,7 +177,7 @@ def test_masked_captures_join_and_rules_that_match_nothing_are_told(
     assert len({record.key for record in captured}) == KEYS
     for record in captured:
         assert json.loads(record.value or b"")["user"].encode() == record.key
-    assert "is no FIELD=ACTION" in streamproc(*command[:6], "-o", "x", "--mask", "nonsense", code=2).stderr
+    assert "is no FIELD=ACTION" in streamproc(*command[:5], "-o", "x", "--mask", "nonsense", code=2).stderr
 
 
 def test_a_value_that_cannot_be_masked_stops_a_capture_which_then_goes_on(

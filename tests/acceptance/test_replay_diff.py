@@ -246,7 +246,7 @@ def test_two_models_are_compared_on_a_capture_without_kafka(tmp_path: Path, stre
         'changed: in/0/0, key "k"',
         'label: "even" → "EVEN"',
         "dead letter",
-        "execute p50",
+        "execute, ms",
         "within the limit",
     ):
         assert part in told

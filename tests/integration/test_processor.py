@@ -134,7 +134,7 @@ def test_nothing_is_committed_that_is_not_acknowledged_and_reading_stops_at_the_
                 for _ in range(50):
                     await asyncio.sleep(0)
                     assert task.ledger.in_flight_records <= 40
-                assert broker.committed("app.main") == {}
+                assert set(broker.committed("app.main").values()) <= {0}
                 assert processor.status().tasks["main"].reason == "back-pressure"
             await all_committed(broker, 300)
             assert not task.source.paused
@@ -194,7 +194,7 @@ def test_results_that_cannot_be_written_end_the_processor_and_commit_nothing() -
         with pytest.raises(SinkError, match=r"cannot be written to topic .* not authorized"):
             async with processing(broker) as processor:
                 await processor.wait()
-        assert broker.committed("app.main") == {}
+        assert set(broker.committed("app.main").values()) <= {0}
         broker._faults.clear()  # what the operator mended
         async with processing(broker):
             await all_committed(broker, 10)
@@ -255,7 +255,7 @@ def test_a_partition_that_does_not_drain_in_time_is_let_go_and_its_late_outcome_
             await until((tmp_path / "once").exists, "the batch computes")
             other = await join(broker)
             await broker.settled()
-            assert sum(broker.committed("app.main").values()) == 0
+            assert set(broker.committed("app.main").values()) <= {0}
             await other.stop()
             await broker.settled()
             done.touch()
@@ -330,7 +330,7 @@ def test_a_record_at_fault_stops_the_task_where_the_settings_say_so() -> None:
                 broker.append("in", b'{"id": 0, "do": "raise"}')
                 await processor.wait()
         assert (caught.value.topic, caught.value.partition, caught.value.offset) == ("in", 0, 0)
-        assert broker.committed("app.main") == {}
+        assert set(broker.committed("app.main").values()) <= {0}
 
     run(test)
 
@@ -454,7 +454,7 @@ def test_a_result_too_large_is_dropped_or_stops_where_its_policy_says_so() -> No
         with pytest.raises(TaskStoppedError, match=r"on_error\.causes\.too_large\.then says, .* partition 0, offset 0"):
             async with processing(broker, backend="Identity", task=stop) as processor:
                 await processor.wait()
-        assert TopicPartition("in", 0) not in broker.committed("app.main")
+        assert broker.committed("app.main").get(TopicPartition("in", 0), 0) == 0
         drop = {"on_error": {"causes": {"too_large": {"then": "drop"}}}}
         async with processing(broker, backend="Identity", task=drop) as processor:
             await all_committed(broker, 6)

@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 OVERRIDABLE = re.compile(r"^\$\{STREAMPROC_(?:[A-Z]+_)?IMAGE:-(?P<default>[a-z0-9./:_-]+)\}$")
-ONE_SHOT = {"topics"}
+ONE_SHOT = {"replay"}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,9 @@ def names_a_registry(image: str) -> bool:
     return bool(slash) and ("." in first or ":" in first or first == "localhost")
 
 
-def test_it_has_kafka_the_topics_the_processor_and_prometheus(services: dict[str, Any]) -> None:
-    assert set(services) == {"kafka", "topics", "processor", "prometheus"}
+def test_it_has_kafka_the_topics_the_processor_prometheus_and_a_replay(services: dict[str, Any]) -> None:
+    assert set(services) == {"kafka", "topics", "processor", "prometheus", "replay"}
+    assert {name for name, service in services.items() if "profiles" in service} == {"replay"}
 
 
 def test_every_image_has_a_default_and_can_be_another_one(services: dict[str, Any]) -> None:
@@ -83,10 +84,21 @@ def test_ports_are_published_on_loopback_alone(services: dict[str, Any]) -> None
 
 def test_the_processor_starts_after_the_topics_and_they_after_kafka(services: dict[str, Any]) -> None:
     assert services["topics"]["depends_on"] == {"kafka": {"condition": "service_healthy"}}
-    assert services["processor"]["depends_on"]["topics"] == {"condition": "service_completed_successfully"}
-    assert services["topics"]["command"][:3] == ["topics", "apply", "--yes"]
+    assert services["processor"]["depends_on"]["topics"] == {"condition": "service_healthy"}
+    assert services["replay"]["depends_on"] == {"processor": {"condition": "service_healthy"}}
+    (applies,) = services["topics"]["command"]
+    assert applies.startswith("streamproc topics apply --yes")
     assert services["processor"]["command"][0] == "run"
-    assert services["topics"]["command"][-2:] == services["processor"]["command"][-2:]  # the same settings
+    for name in ("processor", "replay"):
+        assert services[name]["command"][-2] == "-c"
+        assert f"-c {services[name]['command'][-1]} " in applies  # the same settings
+
+
+def test_no_container_ends_before_the_replay(services: dict[str, Any]) -> None:
+    """``--exit-code-from`` stops everything when the first one ends, however it ends."""
+    for name, service in services.items():
+        for needed, how in service.get("depends_on", {}).items():
+            assert how["condition"] != "service_completed_successfully", f"{name} waits for the end of {needed}"
 
 
 def test_no_service_may_gain_privileges_and_only_kafka_may_write_its_root(services: dict[str, Any]) -> None:
