@@ -6,7 +6,7 @@ Nothing here creates a topic by asking for it, and nothing joins a consumer grou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
 from aiokafka import AIOKafkaConsumer
@@ -27,7 +27,13 @@ from streamproc.broker.connection import (
     read_topics,
 )
 from streamproc.broker.interface import ConfigEntry, NewTopic, TopicInfo
-from streamproc.broker.offsets import committed_offsets, corrected_ends
+from streamproc.broker.offsets import (
+    commit_offsets,
+    committed_offsets,
+    committed_stable_offsets,
+    corrected_ends,
+)
+from streamproc.broker.transaction_requests import are_known
 from streamproc.broker.translation import missing, translate
 from streamproc.errors import BrokerError
 from streamproc.records import TopicPartition
@@ -52,6 +58,7 @@ class KafkaAdmin:
         self._uncommitted = uncommitted
         self._client_id = client_id
         self._embedded = False
+        self._transactions = False
         self._inner: Any = None
         self._reader: Any = None
 
@@ -59,6 +66,7 @@ class KafkaAdmin:
         options = client_options(self._settings, self._client_id)
         async with first_connection(self._settings, self._client_id) as connection:
             self._embedded = is_embedded(connection)
+            self._transactions = not self._embedded and are_known(connection)
         # The admin client changes things; a consumer without a group is what aiokafka asks for offsets with.
         self._inner = AIOKafkaAdminClient(**options)
         self._reader = AIOKafkaConsumer(
@@ -168,16 +176,34 @@ class KafkaAdmin:
             for partition, it in found.items()
         }
 
-    async def committed(self, group_id: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """The committed offsets of a group, without joining it; partitions without one are left out."""
+    async def committed(
+        self, group_id: str, partitions: Sequence[TopicPartition], *, stable: bool = False
+    ) -> Mapping[TopicPartition, int]:
+        """The committed offsets of a group, without joining it; partitions without one are left out.
+
+        With ``stable``, a transaction that is about to change them is waited for.
+        """
         if not partitions:
             return {}
-        doing = f"ask for offsets of group {group_id}"
+        ask = committed_stable_offsets if stable and self._transactions else committed_offsets
+        asked: dict[TopicPartition, int] = await self._ask_coordinator(
+            lambda: ask(self._client, group_id, partitions), f"ask for offsets of group {group_id}"
+        )
+        return asked
+
+    async def commit(self, group_id: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit offsets of a group that has no members. Raises CommitRejectedError where it has some."""
+        if offsets:
+            await self._ask_coordinator(
+                lambda: commit_offsets(self._client, group_id, offsets), f"commit offsets of group {group_id}"
+            )
+
+    async def _ask_coordinator(self, ask: Callable[[], Awaitable[Any]], doing: str) -> Any:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.connect_timeout_s
         while True:
             try:
-                return await committed_offsets(self._client, group_id, partitions)
+                return await ask()
             except (kafka.KafkaError, OSError) as error:
                 # A cluster that never had a group appoints a coordinator first.
                 if not getattr(error, "retriable", False) or loop.time() > deadline:

@@ -8,7 +8,7 @@ asynchronous and belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
@@ -19,6 +19,8 @@ Row = tuple[int | None, bytes | None, bytes | memoryview | None, list[tuple[str,
 """A record to write: timestamp in milliseconds or None for now, key, value, headers."""
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 OffsetReset = Literal["earliest", "latest"]
+NO_GENERATION = -1
+"""The generation of who is no member."""
 Rebalanced = Callable[[set[TopicPartition]], Awaitable[None]]
 
 
@@ -30,6 +32,11 @@ class Membership:
     generation: int
     member_id: str
     instance_id: str | None
+
+    @classmethod
+    def none(cls, group_id: str) -> Self:
+        """That of who only keeps offsets in a group, without being a member: its transactional id alone fences it."""
+        return cls(group_id, NO_GENERATION, "", None)
 
 
 class Consumer(Protocol):
@@ -195,6 +202,34 @@ class TransactionalProducer(Producer, Protocol):
         """
 
 
+class Reader(Protocol):
+    """Reads partitions from where it is told, as a member of no group; an asynchronous context manager.
+
+    Records of transactions are read as by a ``Consumer``. A position that the log does not hold any more goes on at the
+    log's first record. Every method may raise BrokerError.
+    """
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions, from these offsets on, in place of what was read before."""
+
+    def drop(self, *partitions: TopicPartition) -> None:
+        """Read no more of these."""
+
+    async def getmany(
+        self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
+    ) -> Mapping[TopicPartition, Sequence[Record]]:
+        """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``.
+
+        With ``partitions``, those of these only; what was fetched of the others is kept.
+        """
+
+    async def position(self, partition: TopicPartition) -> int:
+        """The next offset to read, past what is no record (transaction markers)."""
+
+
 class Connections(Protocol):
     """Makes the clients of a processor: one consumer and one producer per task."""
 
@@ -276,8 +311,16 @@ class Admin(Protocol):
     async def offsets_for_times(self, times_ms: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int | None]:
         """The first offset at or after a time; None where all records are older."""
 
-    async def committed(self, group_id: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """The committed offsets of a group, without joining it; partitions without one are left out."""
+    async def committed(
+        self, group_id: str, partitions: Sequence[TopicPartition], *, stable: bool = False
+    ) -> Mapping[TopicPartition, int]:
+        """The committed offsets of a group, without joining it; partitions without one are left out.
+
+        With ``stable``, a transaction that is about to change them is waited for.
+        """
+
+    async def commit(self, group_id: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit offsets of a group that has no members. Raises CommitRejectedError where it has some."""
 
     async def max_message_bytes(self, topic: str) -> int | None:
         """The largest batch in bytes that a topic takes; None where that is not known. Raises TopicMissingError."""

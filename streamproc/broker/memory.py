@@ -17,7 +17,7 @@ from streamproc.broker.interface import (
     OffsetReset,
     TopicInfo,
 )
-from streamproc.broker.memory_clients import MemoryConsumer, MemoryProducer, MemoryTransactionalProducer
+from streamproc.broker.memory_clients import MemoryConsumer, MemoryProducer, MemoryReader, MemoryTransactionalProducer
 from streamproc.broker.memory_group import MemoryGroup
 from streamproc.broker.memory_log import (
     BATCH_OVERHEAD,
@@ -179,6 +179,10 @@ class MemoryBroker:
         """Administers this broker."""
         return MemoryAdmin(self)
 
+    def reader(self) -> MemoryReader:
+        """Reads it without a group."""
+        return MemoryReader(self)
+
     # What the clients need.
 
     def now_ms(self) -> int:
@@ -326,10 +330,23 @@ class MemoryAdmin:
         """The first offset at or after a time."""
         return {partition: self._broker.log(partition).at_time(time_ms) for partition, time_ms in times_ms.items()}
 
-    async def committed(self, group_id: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+    async def committed(
+        self,
+        group_id: str,
+        partitions: Sequence[TopicPartition],
+        *,
+        stable: bool = False,  # noqa: ARG002 - a transaction here is committed at once, or not at all
+    ) -> Mapping[TopicPartition, int]:
         """The committed offsets of a group."""
         offsets = self._broker.group(group_id).offsets
         return {partition: offsets[partition] for partition in partitions if partition in offsets}
+
+    async def commit(self, group_id: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit offsets of a group that has no members."""
+        self._broker.maybe_fail("commit")
+        await asyncio.sleep(0)
+        self._broker.group(group_id).commit_from_outside(group_id, offsets)
+        self._broker.changed()
 
     async def max_message_bytes(self, topic: str) -> int | None:
         """The largest batch in bytes that a topic takes."""

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+import sys
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from streamproc.broker.interface import BatchBuilder, Headers, Membership, OffsetReset, Rebalanced, Row
+from streamproc.broker.interface import (
+    NO_GENERATION,
+    BatchBuilder,
+    Headers,
+    Membership,
+    OffsetReset,
+    Rebalanced,
+    Row,
+)
+from streamproc.broker.memory_group import MemoryGroup, moved_on
 from streamproc.broker.memory_log import BATCH_OVERHEAD, MemoryRecord, size_of
-from streamproc.errors import BrokerError, CommitRejectedError, RecordTooLargeError, TransactionAbortedError
+from streamproc.errors import BrokerError, RecordTooLargeError, TransactionAbortedError
 from streamproc.records import Record, TopicPartition
 
 if TYPE_CHECKING:
     from streamproc.broker.memory import MemoryBroker
-    from streamproc.broker.memory_group import MemoryGroup
 
 
 class MemoryConsumer:
@@ -92,7 +101,7 @@ class MemoryConsumer:
         await asyncio.sleep(0)
         current = self._may_commit and not self._expelled and self._generation == self._group.generation
         if not current or not offsets.keys() <= self.assigned:
-            raise _moved_on(self._group_id)
+            raise moved_on(self._group_id)
         self._group.offsets.update({TopicPartition(*partition): offset for partition, offset in offsets.items()})
         self._broker.changed()
 
@@ -109,7 +118,7 @@ class MemoryConsumer:
     def membership(self) -> Membership:
         """Who we are in the group."""
         if not self._may_commit:
-            raise _moved_on(self._group_id)
+            raise moved_on(self._group_id)
         return Membership(self._group_id, self._generation, f"member-{id(self)}", None)
 
     def connected(self) -> bool:
@@ -210,15 +219,64 @@ class MemoryConsumer:
 
 
 def _check_generation(group: MemoryGroup, member: Membership) -> None:
-    if member.generation != group.generation:
-        raise _moved_on(member.group_id)
+    if member.generation not in (NO_GENERATION, group.generation):
+        raise moved_on(member.group_id)
 
 
-def _moved_on(group_id: str) -> CommitRejectedError:
-    return CommitRejectedError(
-        f"could not commit offsets of group {group_id}: the consumer group has rebalanced since, and another member "
-        f"may own the partitions; nothing is lost, the new owner reads these records again"
-    )
+class MemoryReader:
+    """Implements ``interface.Reader`` for a ``MemoryBroker``; made by its ``reader()``."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self._positions: dict[TopicPartition, int] = {}
+        self._dropped: set[TopicPartition] = set()
+
+    async def __aenter__(self) -> Self:
+        self._broker.maybe_fail("start")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions, from these offsets on, in place of what was read before."""
+        self._positions = dict(positions)
+        self._dropped = set()
+
+    def drop(self, *partitions: TopicPartition) -> None:
+        """Read no more of these."""
+        self._dropped.update(partitions)
+
+    async def getmany(
+        self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
+    ) -> Mapping[TopicPartition, Sequence[Record]]:
+        """Records by partition, in offset order; with ``partitions``, those of these only."""
+        self._broker.maybe_fail("getmany")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_ms / 1000
+        await asyncio.sleep(0)
+        wanted = set(partitions or self._positions) - self._dropped
+        while not (found := self._take(wanted, sys.maxsize if max_records is None else max_records)):
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                break
+            await asyncio.wait([self._broker.next_change()], timeout=remaining)
+        return found
+
+    async def position(self, partition: TopicPartition) -> int:
+        """The next offset to read."""
+        log, position = self._broker.log(partition), self._positions[partition]
+        # As a client's after a fetch that brought nothing: past what was compacted away.
+        return position if log.read(position, 1) else max(position, log.end)
+
+    def _take(self, wanted: Collection[TopicPartition], max_records: int) -> dict[TopicPartition, Sequence[Record]]:
+        found: dict[TopicPartition, Sequence[Record]] = {}
+        for partition, position in self._positions.items():
+            if partition in wanted and (records := self._broker.log(partition).read(position, max_records)):
+                found[partition] = records
+                max_records -= len(records)
+        self._positions |= {partition: records[-1].offset + 1 for partition, records in found.items()}
+        return found
 
 
 class MemoryBatch:

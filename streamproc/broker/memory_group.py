@@ -10,9 +10,10 @@ generation commits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+from streamproc.errors import CommitRejectedError
 from streamproc.records import TopicPartition
 
 
@@ -60,6 +61,12 @@ class MemoryGroup:
             self._running.add(running)
             running.add_done_callback(self._running.discard)
 
+    def commit_from_outside(self, group_id: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Take offsets from who is no member. Raises CommitRejectedError where there are members."""
+        if self.members:
+            raise moved_on(group_id)
+        self.offsets.update({TopicPartition(*partition): offset for partition, offset in offsets.items()})
+
     async def settled(self) -> None:
         """Returns once no rebalance is going on or due."""
         while self._running:
@@ -90,3 +97,11 @@ class MemoryGroup:
             shares = self._assignment()
             pairs = list(zip(self.members, shares, strict=True))
             await asyncio.gather(*[member.assign(share, self.generation) for member, share in pairs])
+
+
+def moved_on(group_id: str) -> CommitRejectedError:
+    """The error of a commit by one who has no say over the group's offsets."""
+    return CommitRejectedError(
+        f"could not commit offsets of group {group_id}: the consumer group has rebalanced since, and another member "
+        f"may own the partitions; nothing is lost, the new owner reads these records again"
+    )

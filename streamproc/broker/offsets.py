@@ -8,7 +8,7 @@ from typing import Any
 
 from aiokafka import errors as kafka
 from aiokafka.client import CoordinationType
-from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
@@ -48,16 +48,30 @@ async def stable_offsets(coordinator: Any, group_id: str, partitions: Iterable[A
     A partition without a committed offset is left out. Raises aiokafka's errors; a retriable one while a transaction
     that would change an offset is not ended yet, which Kafka sees to within its time-out.
     """
-    wanted = list(partitions)
-    response = await coordinator._send_req(StableOffsetFetchRequest(group_id, wanted))  # noqa: SLF001
+    response = await coordinator._send_req(StableOffsetFetchRequest(group_id, partitions))  # noqa: SLF001
+    try:
+        return _read_stable(response, group_id)
+    except kafka.NotCoordinatorForGroupError:
+        coordinator.coordinator_dead()
+        raise
+
+
+async def committed_stable_offsets(
+    client: Any, group_id: str, partitions: Sequence[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """As ``committed_offsets``, refused with a retriable error while a transaction that would change one is open."""
+    coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group_id)
+    response = await client.send(coordinator, StableOffsetFetchRequest(group_id, partitions))
+    return {TopicPartition(*it): found.offset for it, found in _read_stable(response, group_id).items()}
+
+
+def _read_stable(response: Any, group_id: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     entries = [(topic, *entry) for topic, entries, _ in response.topics for entry in entries]
     for topic, partition, offset, _, metadata, code, _ in [*entries, ("", -1, -1, -1, "", response.error_code, {})]:
         error = kafka.for_code(code)
         if code == _UNSTABLE_OFFSET_COMMIT:
             raise kafka.GroupLoadInProgressError("a transaction that would change the offsets is not ended yet")
-        if error is kafka.NotCoordinatorForGroupError:
-            coordinator.coordinator_dead()
         if error is kafka.GroupAuthorizationFailedError:
             raise error(group_id)
         if error is not kafka.NoError and error is not kafka.UnknownTopicOrPartitionError:
@@ -91,3 +105,24 @@ async def committed_offsets(
         for partition, offset, _, _ in entries
         if offset >= 0
     }
+
+
+async def commit_offsets(client: Any, group_id: str, offsets: Mapping[TopicPartition, int]) -> None:
+    """Commit offsets of a group without being a member of it; raises aiokafka's errors, and where it has members."""
+    topics: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for (topic, partition), offset in offsets.items():
+        topics[topic].append((partition, offset, ""))
+    coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group_id)
+    request = OffsetCommitRequest(
+        group_id,
+        OffsetCommitRequest.DEFAULT_GENERATION_ID,
+        "",
+        OffsetCommitRequest.DEFAULT_RETENTION_TIME,
+        list(topics.items()),
+    )
+    response = await client.send(coordinator, request)
+    for _, entries in response.topics:
+        for _, code in entries:
+            error = kafka.for_code(code)
+            if error is not kafka.NoError:
+                raise error(group_id) if error is kafka.GroupAuthorizationFailedError else error()

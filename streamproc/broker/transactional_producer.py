@@ -83,8 +83,7 @@ class KafkaTransactionalProducer(KafkaProducer):
         """Connect and begin an epoch. Raises SettingsError where the broker has no transactions, BrokerError."""
         settings = self._settings
         async with first_connection(settings, self._client_id) as connection:
-            known = not is_embedded(connection) and are_known(connection)
-            if not known or not await can_be_idempotent(connection, settings):
+            if not await _allows_transactions(connection, settings):
                 raise SettingsError(
                     f"exactly_once needs transactions, and the broker at {settings.bootstrap_servers} has none",
                     setting="delivery",
@@ -286,6 +285,17 @@ class KafkaTransactionalProducer(KafkaProducer):
         if self._lost is not None:
             return aborted(f"write to topic {topic} in a transaction", self._settings, self._lost)
         return super()._translated(error, topic)
+
+
+async def has_transactions(settings: KafkaSettings, client_id: str) -> bool:
+    """Whether a transactional producer can be used there. Raises BrokerError."""
+    async with first_connection(settings, client_id) as connection:
+        return await _allows_transactions(connection, settings)
+
+
+async def _allows_transactions(connection: Any, settings: KafkaSettings) -> bool:
+    known = not is_embedded(connection) and are_known(connection)
+    return known and await can_be_idempotent(connection, settings)
 
 
 def _requests_of(sender: Any) -> set[asyncio.Task[Any]]:

@@ -28,9 +28,8 @@ import orjson
 import yaml
 from pydantic import ValidationError
 
-from streamproc.errors import BackendError, InferenceBackendValidationError, StreamprocError
-
-ONE_DICT_PER_RECORD = 'return one dict per record, for example [{"score": s} for s in scores.tolist()]'
+from streamproc.errors import BackendError, StreamprocError
+from streamproc.runtime.output_check import ONE_DICT_PER_RECORD
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCE_CHARS = 120
@@ -84,6 +83,7 @@ def _load(backend: dict[str, Any]) -> Any:
 def _run(backend: Any, task: str, samples: dict[str, Any], on_batch: Callable[[], None]) -> dict[str, Any]:
     """Run the samples in batches of the task's size; what came out."""
     from streamproc.backend.tasks import resolve_task  # noqa: PLC0415 - as above
+    from streamproc.runtime.output_check import delivered  # noqa: PLC0415 - as above
 
     runner: Any = resolve_task(backend, task)
     records, batch_size = samples["records"], samples["batch_size"]
@@ -91,13 +91,13 @@ def _run(backend: Any, task: str, samples: dict[str, Any], on_batch: Callable[[]
     failed, milliseconds = 0, 0.0
     for first in range(0, len(records), batch_size):
         batch = records[first : first + batch_size]
-        outputs = _checked(runner(batch), first, len(batch))
+        outputs = delivered(runner(batch), first, len(batch))
         milliseconds += runner.get_metrics().total_execution_time
         for output in outputs:
-            if output is None:
-                failed += 1
+            if isinstance(output, bytes):
+                keys |= dict.fromkeys(orjson.loads(output))
             else:
-                keys |= dict.fromkeys(map(str, output))
+                failed += 1
         on_batch()
     declared = getattr(getattr(runner, "config", None), "output_keys", None) or ()
     absent = sorted(set(declared) - set(keys)) if failed < len(records) else []
@@ -108,42 +108,6 @@ def _run(backend: Any, task: str, samples: dict[str, Any], on_batch: Callable[[]
         "keys": list(keys),
         "absent": absent,
     }
-
-
-def _checked(outputs: Any, first: int, expected: int) -> list[dict[Any, Any] | None]:
-    """The outputs of the samples from number ``first`` on, None for one that the backend failed by itself.
-
-    Raises:
-        InferenceBackendValidationError: the worker would not deliver them.
-    """
-    if not isinstance(outputs, list | tuple):
-        raise InferenceBackendValidationError(
-            f"the outputs must be a list, not {type(outputs).__name__}; {ONE_DICT_PER_RECORD}"
-        )
-    if len(outputs) != expected:
-        raise InferenceBackendValidationError(
-            f"a backend must return one output per input, but returned {len(outputs)} for {expected}"
-        )
-    return [_checked_output(output, index) for index, output in enumerate(outputs, first)]
-
-
-def _checked_output(output: Any, index: int) -> dict[Any, Any] | None:
-    from streamproc.backend.record_error import RecordError  # noqa: PLC0415 - as above
-    from streamproc.runtime.codec import encode  # noqa: PLC0415 - as above
-
-    if isinstance(output, RecordError):
-        return None
-    if not isinstance(output, dict):
-        raise InferenceBackendValidationError(
-            f"the output at index {index} is not a dict but {type(output).__name__}; {ONE_DICT_PER_RECORD}"
-        )
-    try:
-        encode(output)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InferenceBackendValidationError(
-            f"the output at index {index} cannot be written as JSON: {error}; see ensure_valid_output()"
-        ) from error
-    return output
 
 
 def _described(error: BaseException) -> str:

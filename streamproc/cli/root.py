@@ -30,6 +30,7 @@ COMMANDS = {
     "produce": ("streamproc.cli.produce", "Write JSON lines to a topic."),
     "consume": ("streamproc.cli.consume", "Read a topic as JSON lines."),
     "lag": ("streamproc.cli.lag", "Show how far each task is behind, in records and seconds."),
+    "dlq": ("streamproc.cli.dlq", "List dead letters by fault, show one, send a selection back."),
     "replay": ("streamproc.cli.replay", "Capture records, replay them, compare results."),
     "circuit": ("streamproc.cli.circuit", "Show the tasks' circuits; let a task go on, or pause it."),
     "config": ("streamproc.cli.config", "Show the effective settings, or their JSON Schema."),

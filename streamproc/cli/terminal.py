@@ -138,6 +138,14 @@ def can_ask() -> bool:
     return sys.stdin.isatty() and stderr.is_terminal
 
 
+def ask(question: str, otherwise: str) -> None:
+    """Go on only after a yes; ``otherwise`` says what came of it. Raises UsageError where nobody can be asked."""
+    if not can_ask():
+        raise UsageError(f"{otherwise}: there is nobody to ask; give --yes")
+    if not typer.confirm(question, err=True):
+        raise StreamprocError(otherwise)
+
+
 def no_such_partition(topic: str, count: int) -> str:
     """The sentence for a ``--partition`` that a topic does not have."""
     there = "partition 0 only" if count == 1 else f"partitions 0 to {count - 1}; choose --partition among them"

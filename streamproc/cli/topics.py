@@ -14,8 +14,7 @@ from streamproc.cli.kafka_options import BootstrapOption, connected, find_settin
 from streamproc.cli.terminal import (
     ConfigOption,
     JsonOption,
-    UsageError,
-    can_ask,
+    ask,
     count_of,
     print_json,
     print_table,
@@ -100,7 +99,7 @@ def apply(
     chosen = [change for change in planned.to_apply if allow_destructive or not change.destructive]
     refused = [change for change in planned.to_apply if change not in chosen]
     if chosen and not yes:
-        _ask(f"Make {count_of(len(chosen), 'change')} at {kafka.bootstrap_servers}?")
+        ask(f"Make {count_of(len(chosen), 'change')} at {kafka.bootstrap_servers}?", "nothing was changed")
     if chosen:
         run_async(lambda: _apply(kafka, planned, allow_destructive))
         say(f"{count_of(len(chosen), 'change')} made")
@@ -112,14 +111,6 @@ def apply(
             f"{count_of(len(refused), 'change')} not made, since records could be lost "
             f"({', '.join(dict.fromkeys(change.topic for change in refused))}); --allow-destructive makes them"
         )
-
-
-def _ask(question: str) -> None:
-    """Go on only after a yes. Raises UsageError where nobody can be asked."""
-    if not can_ask():
-        raise UsageError("nothing was changed: there is nobody to ask; give --yes")
-    if not typer.confirm(question, err=True):
-        raise StreamprocError("nothing was changed")
 
 
 async def _plan(

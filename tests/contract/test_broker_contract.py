@@ -22,12 +22,15 @@ from streamproc.broker.interface import (
     Connections,
     Consumer,
     Headers,
+    Membership,
     NewTopic,
     OffsetReset,
     Producer,
+    Reader,
     Row,
     TransactionalProducer,
 )
+from streamproc.broker.reader import KafkaReader
 from streamproc.errors import (
     BrokerError,
     CommitRejectedError,
@@ -49,24 +52,31 @@ class World:
 
     connections: Connections
     admin: Callable[[], Admin]
+    reader: Callable[[], Reader]
     refuses_large_batches: bool = True
     grows: bool = True
 
 
 def memory_world(_: pytest.FixtureRequest) -> World:
     broker = MemoryBroker()
-    return World(broker, broker.admin)
+    return World(broker, broker.admin, broker.reader)
 
 
 def embedded_world(request: pytest.FixtureRequest) -> World:
     # It lets the first member of a group wait for others for half of the session timeout.
     settings = KafkaSettings(bootstrap_servers=request.getfixturevalue("embedded_broker"), session_timeout_ms=1_500)
-    return World(KafkaConnections(settings), lambda: KafkaAdmin(settings), refuses_large_batches=False, grows=False)
+    return World(
+        KafkaConnections(settings),
+        lambda: KafkaAdmin(settings),
+        lambda: KafkaReader(settings),
+        refuses_large_batches=False,
+        grows=False,
+    )
 
 
 def kafka_world(request: pytest.FixtureRequest) -> World:
     settings = KafkaSettings(bootstrap_servers=request.getfixturevalue("kafka"), session_timeout_ms=6_000)
-    return World(KafkaConnections(settings), lambda: KafkaAdmin(settings))
+    return World(KafkaConnections(settings), lambda: KafkaAdmin(settings), lambda: KafkaReader(settings))
 
 
 WORLDS = {"memory": memory_world, "embedded": embedded_world, "kafka": kafka_world}
@@ -76,11 +86,13 @@ IMPLEMENTATIONS = {
     "KafkaTransactionalProducer",
     "KafkaAdmin",
     "KafkaConnections",
+    "KafkaReader",
     "MemoryConsumer",
     "MemoryProducer",
     "MemoryTransactionalProducer",
     "MemoryAdmin",
     "MemoryBroker",
+    "MemoryReader",
 }
 
 
@@ -209,7 +221,7 @@ def values_of(records: Iterable[Record]) -> list[bytes | None]:
 
 
 def test_every_implementation_is_held_to_this_contract() -> None:
-    telling = ({"getmany", "commit"}, {"send_batch"}, {"create_topics"}, {"partition_of_key"})
+    telling = ({"getmany", "commit"}, {"getmany", "assign"}, {"send_batch"}, {"create_topics"}, {"partition_of_key"})
     found = set()
     for path in Path(next(iter(streamproc.__path__))).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -779,6 +791,88 @@ def test_offsets_are_found_by_time(world: World, topic_name: TopicName, run: Run
             assert await admin.offsets_for_times({zero: int(time.time() * 1000) + 3_600_000}) == {zero: None}
 
     run(main())
+
+
+def test_a_reader_reads_from_where_it_is_told_until_it_is_told_otherwise(
+    world: World, topic_name: TopicName, run: Run
+) -> None:
+    async def read(reader: Reader, count: int) -> list[bytes | None]:
+        found: list[Record] = []
+        deadline = time.monotonic() + DEADLINE_S
+        while len(found) < count:
+            assert time.monotonic() < deadline, f"only {len(found)} of {count} records came"
+            for records in (await reader.getmany(timeout_ms=200, max_records=2)).values():
+                assert len(records) <= 2
+                found.extend(records)
+        return sorted(values_of(found), key=lambda value: value or b"")
+
+    async def main() -> None:
+        topic = await make(world, topic_name(), 2)
+        zero, one = TopicPartition(topic, 0), TopicPartition(topic, 1)
+        await write(world, topic, 0, [b"a", b"b", b"c", b"d"])
+        await write(world, topic, 1, [b"v", b"w"])
+        async with world.reader() as reader:
+            reader.assign({zero: 1, one: 1})
+            assert await reader.position(one) == 1
+            assert await read(reader, 4) == [b"b", b"c", b"d", b"w"]
+            assert (await reader.position(zero), await reader.position(one)) == (4, 2)
+            assert await reader.getmany(timeout_ms=50) == {}
+            reader.assign({zero: 0, one: 0})
+            reader.drop(one)
+            assert await read(reader, 4) == [b"a", b"b", b"c", b"d"]
+            await write(world, topic, 1, [b"x"])
+            await write(world, topic, 0, [b"e"])
+            assert await read(reader, 1) == [b"e"]
+
+    run(main())
+
+
+def test_offsets_are_committed_from_outside_only_where_nobody_is_a_member(
+    world: World, topic_name: TopicName, run: Run
+) -> None:
+    async def main() -> None:
+        topic = await make(world, topic_name(), 2)
+        zero, one = TopicPartition(topic, 0), TopicPartition(topic, 1)
+        await write(world, topic, 0, [b"a", b"b", b"c"])
+        async with world.admin() as admin:
+            await admin.commit(topic, {zero: 2})
+            assert await admin.committed(topic, [zero, one]) == {zero: 2}
+            await admin.commit(topic, {zero: 1, one: 0})
+            assert await admin.committed(topic, [zero, one], stable=True) == {zero: 1, one: 0}
+            async with member(world, topic, group=topic) as a:
+                assert values_of(await a.read(2)) == [b"b", b"c"]
+                with pytest.raises(CommitRejectedError):
+                    await admin.commit(topic, {zero: 0})
+            assert await admin.committed(topic, [zero]) == {zero: 1}
+
+    run(main(), timeout_s=60)
+
+
+def test_who_is_no_member_commits_offsets_in_a_transaction_unless_it_is_fenced(
+    transactional_world: World, topic_name: TopicName, run: Run
+) -> None:
+    world = transactional_world
+
+    async def main() -> None:
+        source, results = await make(world, topic_name()), await make(world, topic_name())
+        zero, nobody = TopicPartition(source, 0), Membership.none(source)
+        async with world.admin() as admin:
+            async with transactions(world, source) as earlier:
+                await add(earlier, results, b"kept")
+                await earlier.commit_transaction({zero: 5}, nobody)
+                assert await admin.committed(source, [zero], stable=True) == {zero: 5}
+                await add(earlier, results, b"lost")
+                async with transactions(world, source) as later:
+                    # What the earlier one left open is ended, and nothing will change the offsets any more.
+                    assert await admin.committed(source, [zero], stable=True) == {zero: 5}
+                    with pytest.raises(TransactionAbortedError):
+                        await earlier.commit_transaction({zero: 6}, nobody)
+                    await later.commit_transaction({zero: 7}, nobody)
+            assert await admin.committed(source, [zero], stable=True) == {zero: 7}
+        async with member(world, results, group=results) as reader:
+            assert values_of(await reader.read(1)) == [b"kept"]
+
+    run(main(), timeout_s=60)
 
 
 def test_a_key_has_the_partition_that_kafka_gives_it(world: World) -> None:

@@ -134,7 +134,9 @@ def create(bootstrap_servers: str, topics: Mapping[str, int], **configs: str) ->
     asyncio.run(go())
 
 
-def produce(bootstrap_servers: str, topic: str, rows: Mapping[int, Sequence[Row]]) -> None:
+def produce(
+    bootstrap_servers: str, topic: str, rows: Mapping[int, Sequence[Row]], *, timestamp: int | None = None
+) -> None:
     """Write keys and values to partitions, in their order."""
 
     async def go() -> None:
@@ -144,10 +146,10 @@ def produce(bootstrap_servers: str, topic: str, rows: Mapping[int, Sequence[Row]
         for partition, some in rows.items():
             batch = producer.create_batch()
             for key, value in some:
-                if batch.append(timestamp=None, key=key, value=value, headers=[]) is None:
+                if batch.append(timestamp=timestamp, key=key, value=value, headers=[]) is None:
                     acknowledgements.append(await producer.send_batch(batch, topic, partition))
                     batch = producer.create_batch()
-                    assert batch.append(timestamp=None, key=key, value=value, headers=[]) is not None
+                    assert batch.append(timestamp=timestamp, key=key, value=value, headers=[]) is not None
             if batch.record_count():
                 acknowledgements.append(await producer.send_batch(batch, topic, partition))
         await asyncio.gather(*acknowledgements)

@@ -44,7 +44,13 @@ def blocks(document: Path, language: str) -> Iterator[tuple[int, str]]:
 # -- Python
 
 
-PYTHON = [(document, line, code) for document in DOCUMENTS[1:] for line, code in blocks(document, "python")]
+# What testing.md shows are files, which tests/acceptance/test_testing_project.py writes and runs.
+PYTHON = [
+    (document, line, code)
+    for document in DOCUMENTS[1:]
+    if document.name != "testing.md"
+    for line, code in blocks(document, "python")
+]
 
 
 @pytest.mark.parametrize(

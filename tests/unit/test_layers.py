@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "loaders": {*BASE, "backend", "logger"},
     "broker": {*BASE, "settings", "yaml_lines"},
     "observe": {*BASE, "settings"},
-    "testing": {*BASE, "broker"},
+    "testing": {*BASE, "settings", "settings_loading", "backend", "loaders", "broker", "observe", "runtime", "replay"},
     "runtime": {*BASE, "settings", "backend", "loaders", "broker", "observe"},
     "record_lines": {"records"},
     "replay": {*BASE, "record_lines", "settings", "settings_loading", "backend", "loaders", "broker", "runtime"},
