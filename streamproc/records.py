@@ -61,6 +61,18 @@ class Record(Protocol):
         """Names and values."""
 
 
+class TopicRecord(Record, Protocol):
+    """A record that also says where it was read: what a reader gives, record by record."""
+
+    @property
+    def topic(self) -> str:
+        """The topic it was read from."""
+
+    @property
+    def partition(self) -> int:
+        """The partition it was read from."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Lease:
     """One assignment of one partition to this process. Compared by identity: a new assignment is a new lease."""

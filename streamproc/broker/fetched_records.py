@@ -1,11 +1,11 @@
 r"""How records leave aiokafka's fetches: as its extension made them, and whatever their header names are.
 
 For consumers that ask for it (``UNTOUCHED`` as their ``key_deserializer``) records are handed out as aiokafka's parser
-in C makes them, one of Kafka's batches after the other. aiokafka alone makes another object of each, with topic and
-partition in it, and passes each through a generator: three quarters of what its reading costs.
+in C makes them, one of Kafka's batches after the other. aiokafka itself makes another object of each, with topic and
+partition in it, and passes each through a generator, which is two thirds of what its reading costs.
 
-aiokafka cannot read header names that are no UTF-8, which any producer may write: it raises in the middle of a fetch, at
-every attempt, so that one such record would stop every consumer of its partition for good. Here what is left of the
+aiokafka cannot read header names that are no UTF-8, which any producer may write: it raises in the middle of a fetch,
+at every attempt, so that one such record would stop every consumer of its partition for good. Here what is left of the
 fetch is read again by aiokafka's own parser in Python, with escapes (``\xff``) in place of the bytes that are no text.
 Fetches without such records are read as ever.
 
@@ -140,6 +140,8 @@ class _UntouchedRecords(_PartitionRecords):
     Which batches count (transactions, control batches, checksums) is left to aiokafka, for which each is one record.
     """
 
+    next_fetch_offset: int
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._records = self._as_read(self._records)
@@ -174,6 +176,8 @@ class _UntouchedRecords(_PartitionRecords):
 
 class _FetchResult(_AiokafkasFetchResult):  # type: ignore[misc] # as above
     """aiokafka's fetch of one partition, from which records can be taken in one piece."""
+
+    _partition_records: Any
 
     def getall(self, max_records: int | None = None) -> list[Any]:
         """At most so many records."""

@@ -1,8 +1,7 @@
 """Produce requests whose batches are copied once on their way into the connection, and not eight times.
 
 aiokafka encodes a request from the inside out, each level a copy of those below, and puts header and size before it by
-adding bytes. For requests of megabytes that is memory which is fetched from the system and given back each time, and was
-a tenth of the parent's time.
+adding bytes. For requests of a megabyte that is memory which is fetched from the system and given back each time.
 
 Invariant: what is sent is byte for byte what aiokafka would send.
 """

@@ -29,9 +29,7 @@ def source_headers(partition: TopicPartition, record: Record) -> list[tuple[str,
     ]
 
 
-def result_row(
-    partition: TopicPartition, record: Record, value: bytes | memoryview, report: BatchReport
-) -> Row:
+def result_row(partition: TopicPartition, record: Record, value: bytes | memoryview, report: BatchReport) -> Row:
     """A result with ``envelope: result``: the facts of the full envelope are in the headers."""
     headers = [
         *record.headers,

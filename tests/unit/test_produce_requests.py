@@ -17,10 +17,12 @@ topics = st.lists(
 )
 
 
-@given(topics=topics, transactional_id=st.none() | st.text(max_size=5), version=st.sampled_from([it.API_VERSION for it in ProduceRequest._CLASSES]))
-def test_in_every_version_the_bytes_are_the_same(
-    topics: Any, transactional_id: str | None, version: int
-) -> None:
+@given(
+    topics=topics,
+    transactional_id=st.none() | st.text(max_size=5),
+    version=st.sampled_from([it.API_VERSION for it in ProduceRequest._CLASSES]),
+)
+def test_in_every_version_the_bytes_are_the_same(topics: Any, transactional_id: str | None, version: int) -> None:
     arguments = (transactional_id if version >= 3 else None, -1, 1_000, topics)
     versions = {ProduceRequest.API_KEY: (version, version)}
     theirs, ours = (it(*arguments).prepare(versions) for it in (ProduceRequest, _Request))
