@@ -20,7 +20,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -65,6 +65,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # With pytest-xdist (`make test`): never two of those at once that start several nodes of Kafka.
         if "kafka_available" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("clusters"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let pytest-xdist send what a test has logged, which it cannot where that is no text."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 def _cannot_have_kafka(reason: str) -> None:
