@@ -228,7 +228,8 @@ async def in_order(
             partition = min(merge.dry)
             raise CaptureError(
                 f"topic {partition.topic}, partition {partition.partition} has brought nothing for "
-                f"{_SILENT_POLLS * _POLL_MS // 1_000} s; see whether it has a leader, and begin again (a capture goes on with --resume)"
+                f"{_SILENT_POLLS * _POLL_MS // 1_000} s; see whether it has a leader, and begin again (a capture goes "
+                f"on with --resume)"
             )
         if taken := merge.take():
             yield taken
