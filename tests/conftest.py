@@ -31,6 +31,10 @@ import pytest
 hypothesis.settings.register_profile("streamproc", deadline=None)
 hypothesis.settings.load_profile("streamproc")
 
+# The workers of pytest-xdist are told a width, which the commands would keep to.
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
+
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # deploy/ and examples/ are no part of the package, and tests start what is in them

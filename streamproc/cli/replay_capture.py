@@ -17,7 +17,7 @@ from streamproc.cli.positions import WHERE_HELP, Where, offsets_of, parse_where,
 from streamproc.cli.terminal import ConfigOption, JsonOption, Progress, UsageError, count_of, print_json, say
 
 if TYPE_CHECKING:
-    from streamproc.broker.interface import Admin
+    from streamproc.broker.interface import Admin, Reader
     from streamproc.records import TopicPartition
     from streamproc.replay import capture as capturing
     from streamproc.replay.mask import Masker
@@ -225,9 +225,7 @@ class _Run:
             self._shown.finish()
             self._tell(await admin.begin_offsets(partitions))
 
-    async def _make_plan(
-        self, admin: Admin, reader: capturing.Reader, partitions: list[TopicPartition]
-    ) -> capturing.Plan:
+    async def _make_plan(self, admin: Admin, reader: Reader, partitions: list[TopicPartition]) -> capturing.Plan:
         from streamproc.replay import capture as capturing  # noqa: PLC0415 - --help needs no pydantic
 
         asked = self._asked

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from streamproc.cli.kafka_options import BootstrapOption, connected, find_settings, run_async
-from streamproc.cli.positions import partitions_of
+from streamproc.cli.positions import Where, offsets_of, partitions_of
 from streamproc.cli.terminal import (
     ConfigOption,
     JsonOption,
@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 app = typer.Typer()
 
+BEGINNING = Where()
 BEYOND = 1
 _SUFFIXES = (".jsonl", ".json", ".ndjson", ".gz", ".parquet")
 _CHUNK = 500
@@ -165,7 +166,7 @@ def compare(
     kafka: Callable[[], KafkaSettings],
     *,
     ignore_task: bool = False,
-    since_ms: int | None = None,
+    begin: Where = BEGINNING,
 ) -> None:
     """Read both sides, compare, and tell.
 
@@ -175,7 +176,7 @@ def compare(
         options: How to compare, and how to tell.
         kafka: Where the topics are, if there are any.
         ignore_task: Match results of tasks with different names too.
-        since_ms: Read topics from this time on, in milliseconds since 1970.
+        begin: Where to begin in topics.
 
     Raises:
         NothingToCompareError: a side has no results.
@@ -187,7 +188,7 @@ def compare(
     names = (baseline[0], candidate[0])
     with Comparison(options.rules, names=names, examples=options.examples, ignore_task=ignore_task) as comparison:
         progress = Progress("read")
-        _read_all(comparison, inputs, kafka, progress, since_ms)
+        _read_all(comparison, inputs, kafka, progress, begin)
         progress.finish()
         comparison.finish()
         tell(comparison, options)
@@ -240,7 +241,7 @@ def _read_all(
     inputs: Sequence[Sequence[Input]],
     kafka: Callable[[], KafkaSettings],
     progress: Progress,
-    since_ms: int | None,
+    begin: Where,
 ) -> None:
     """Give both sides' records to the comparison, the baseline's first."""
     for side, some in enumerate(inputs):
@@ -251,7 +252,7 @@ def _read_all(
                     progress.add(len(chunk))
         if topics := [it for it in some if it.path is None]:
             settings = kafka()
-            run_async(lambda: _read_topics(comparison, side, topics, settings, progress, since_ms=since_ms))  # noqa: B023 - run at once
+            run_async(lambda: _read_topics(comparison, side, topics, settings, progress, begin=begin))  # noqa: B023 - run at once
 
 
 def file_chunks(path: Path) -> Iterator[list[TopicRecord]]:
@@ -270,9 +271,9 @@ async def _read_topics(
     kafka: KafkaSettings,
     progress: Progress,
     *,
-    since_ms: int | None,
+    begin: Where,
 ) -> None:
-    """Read topics from their beginnings, or from a time on, to where their ends are now."""
+    """Read topics from there on, to where their ends are now."""
     from streamproc.broker.admin import KafkaAdmin  # noqa: PLC0415 - as above
     from streamproc.broker.reader import KafkaReader  # noqa: PLC0415 - as above
     from streamproc.replay.capture import in_order  # noqa: PLC0415 - as above
@@ -284,11 +285,7 @@ async def _read_topics(
     async with connected(KafkaAdmin(kafka), kafka) as admin:
         partitions = await partitions_of(admin, kafka, list(wanted))
         ends = await admin.end_offsets(partitions)
-        if since_ms is None:
-            begins = dict(await admin.begin_offsets(partitions))
-        else:
-            found_at = await admin.offsets_for_times(dict.fromkeys(partitions, since_ms))
-            begins = {it: ends[it] if (offset := found_at.get(it)) is None else offset for it in partitions}
+        begins = await offsets_of(begin, admin, partitions, ends)
     seen: set[str] = set()
     found = 0
     async with KafkaReader(kafka, client_id="streamproc-replay-diff") as reader:

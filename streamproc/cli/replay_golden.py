@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from streamproc.cli import replay_diff, replay_run
+from streamproc.cli.positions import Where
 from streamproc.cli.replay_diff import (
     DEFAULT_ABS,
     DEFAULT_REL,
@@ -108,5 +109,5 @@ def against_golden(
         [f"{topics.results}@{run}", f"{topics.dead}@{run}"],
         options,
         lambda: settings.kafka,
-        since_ms=int((begun - CLOCKS_APART_S) * 1_000),
+        begin=Where(time_ms=int((begun - CLOCKS_APART_S) * 1_000)),
     )

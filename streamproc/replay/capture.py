@@ -23,14 +23,15 @@ import hashlib
 import os
 import zlib
 from array import array
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from streamproc.broker.interface import Reader
 from streamproc.errors import StreamprocError
 from streamproc.record_lines import LineError, PlacedRecord, read_exact
 from streamproc.records import TopicPartition, TopicRecord
@@ -49,24 +50,6 @@ _ROWS_AT_ONCE = 1_000
 
 class CaptureError(StreamprocError):
     """A capture cannot be begun, gone on with, or brought to its end."""
-
-
-class Reader(Protocol):
-    """What is needed to read partitions; ``broker.reader.KafkaReader`` is one."""
-
-    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Read these partitions, from these offsets on."""
-
-    def drop(self, *partitions: TopicPartition) -> None:
-        """Read no more of these."""
-
-    async def getmany(
-        self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
-    ) -> Mapping[TopicPartition, Sequence[TopicRecord]]:
-        """Records of these partitions, in offset order."""
-
-    async def position(self, partition: TopicPartition) -> int:
-        """The next offset to read."""
 
 
 class Bounds(BaseModel):
@@ -228,7 +211,8 @@ async def in_order(
             partition = min(merge.dry)
             raise CaptureError(
                 f"topic {partition.topic}, partition {partition.partition} has brought nothing for "
-                f"{_SILENT_POLLS * _POLL_MS // 1_000} s; see whether it has a leader, and go on with --resume"
+                f"{_SILENT_POLLS * _POLL_MS // 1_000} s; see whether it has a leader, and begin again (a capture goes "
+                f"on with --resume)"
             )
         if taken := merge.take():
             yield taken

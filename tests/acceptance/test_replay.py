@@ -314,7 +314,7 @@ def test_old_records_are_warned_of_and_topics_are_mapped(
 
 def application(address: str, topic: str, **task: Any) -> dict[str, Any]:
     return {
-        "name": "app",
+        "name": topic,
         "kafka": {"bootstrap_servers": address},
         "backend": {"path": "tests.support.backends:Scripted", "loader": "module"},
         "tasks": {"main": {"input": {"topics": [topic]}, "commit_interval_ms": 50, **task}},
@@ -325,13 +325,13 @@ def test_a_run_waits_for_the_group_that_reads_it(
     streamproc: Streamproc, embedded_broker: str, topic_name: TopicName, tmp_path: Path
 ) -> None:
     topic = topic_name()
-    create(embedded_broker, {topic: 2, f"{topic}.results": 2, f"{topic}.dead": 2, "app.metrics": 1})
+    create(embedded_broker, {topic: 2, f"{topic}.results": 2, f"{topic}.dead": 2, f"{topic}.metrics": 1})
     line = '{"topic":"t","partition":%d,"offset":%d,"timestamp":%d,"key":null,"headers":[],"value":{"id":%d}}\n'
     now = int(time.time() * 1_000)
     (tmp_path / "c.jsonl").write_text("".join([line % (number % 2, number // 2, now, number) for number in range(200)]))
-    command = ("replay", "run", "c.jsonl", "-b", embedded_broker, "--to", topic, "--max", "--wait-for", "app.main")
+    command = ("replay", "run", "c.jsonl", "-b", embedded_broker, "--to", topic, "--max", "--wait-for", f"{topic}.main")
     behind = streamproc(*command, "-n", "10", "--wait-timeout", "0.5", code=1)
-    assert "group app.main is behind (lag 10) and has committed nothing for 0.5 s" in behind.stderr
+    assert f"group {topic}.main is behind (lag 10) and has committed nothing for 0.5 s" in behind.stderr
     with App(tmp_path / "app", application(embedded_broker, topic)) as app:
         streamproc(*command, "--run-id", "ours")
         results = read_to_end(embedded_broker, f"{topic}.results", 2)

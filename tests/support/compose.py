@@ -109,9 +109,7 @@ class Compose:
         """Wait for a condition of ``depends_on``."""
         deadline = time.monotonic() + UP_S
         with self._told_by(name):
-            if condition == "service_completed_successfully":
-                assert self._processes[name].wait(UP_S) == 0
-            elif condition == "service_healthy":
+            if condition == "service_healthy":
                 while not self.healthy(name):
                     assert time.monotonic() < deadline, f"{name} did not become healthy"
                     assert name == "kafka" or self._processes[name].poll() is None, f"{name} has ended"

@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,12 @@ class FakeReader:
         self._positions: dict[TopicPartition, int] = {}
         self.held = 0
         self.dies_after: int | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         self._positions = dict(positions)
