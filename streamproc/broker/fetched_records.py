@@ -102,22 +102,22 @@ class _Run(NamedTuple):
 class _WholeBatches:
     """Kafka's batches of a fetch, each of which gives its records in one piece."""
 
-    def __init__(self, batches: Any, owner: _UntouchedRecords) -> None:
+    def __init__(self, batches: Any, wanted: int) -> None:
         self._batches = batches
-        self._owner = owner
+        self._wanted = wanted
         self.has_next = batches.has_next
 
     def next_batch(self) -> _WholeBatch:
         """The next one."""
-        return _WholeBatch(self._batches.next_batch(), self._owner)
+        return _WholeBatch(self._batches.next_batch(), self._wanted)
 
 
 class _WholeBatch:
     """One of Kafka's batches, which gives its records in one piece."""
 
-    def __init__(self, batch: Any, owner: _UntouchedRecords) -> None:
+    def __init__(self, batch: Any, wanted: int) -> None:
         self._batch = batch
-        self._owner = owner
+        self._wanted = wanted
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
@@ -126,10 +126,10 @@ class _WholeBatch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[_Run]:
-        records, wanted = list(self._batch), self._owner.next_fetch_offset
-        if records and records[0].offset < wanted:
+        records = list(self._batch)
+        if records and records[0].offset < self._wanted:
             # A fetch begins with the batch that holds the offset that was asked for.
-            records = [record for record in records if record.offset >= wanted]
+            records = [record for record in records if record.offset >= self._wanted]
         if records:
             yield _Run(records[-1].offset, records)
 
@@ -171,7 +171,8 @@ class _UntouchedRecords(_PartitionRecords):
         return record
 
     def _as_read(self, batches: Any) -> _WholeBatches:
-        return _WholeBatches(batches, self)
+        # No reference to this object: a cycle would keep a megabyte until Python looks for cycles, which is seldom.
+        return _WholeBatches(batches, self.next_fetch_offset)
 
 
 class _FetchResult(_AiokafkasFetchResult):  # type: ignore[misc] # as above

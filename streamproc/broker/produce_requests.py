@@ -45,14 +45,10 @@ class _Request(ProduceRequest):  # type: ignore[misc] # as above
     def prepare(self, versions: Any) -> Any:
         """The request in the version that the broker knows."""
         prepared = super().prepare(versions)
-        prepared.encode = partial(_encoded, prepared)
+        pieces: list[Any] = []
+        _collect(prepared.SCHEMA, [getattr(prepared, name) for name in prepared.SCHEMA.names], pieces)
+        prepared.encode = partial(_Body, pieces)
         return prepared
-
-
-def _encoded(prepared: Any) -> _Body:
-    pieces: list[Any] = []
-    _collect(prepared.SCHEMA, [getattr(prepared, name) for name in prepared.SCHEMA.names], pieces)
-    return _Body(pieces)
 
 
 def _collect(field: Any, value: Any, pieces: list[Any]) -> None:
