@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import pytest
@@ -125,6 +127,19 @@ def test_what_was_aborted_is_passed_over_whatever_its_headers_are_called(
     ]
     for found in (list(opened(data, **given)), in_pieces(opened(data, untouched=True, **given), pieces)):
         assert [(record.offset, record.headers[0][0]) for record in found] == committed
+
+
+def test_a_fetch_that_was_read_leaves_memory_at_once() -> None:
+    """In a cycle its megabyte would stay until Python looks for cycles, which is seldom."""
+    gc.disable()
+    try:
+        records = opened(fetched([[[], []], [[]]]), untouched=True)
+        gone = weakref.ref(records)
+        in_pieces(records, [2])
+        del records
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_without_it_aiokafka_stops_at_such_a_record() -> None:

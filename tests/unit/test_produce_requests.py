@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import struct
+import weakref
 from typing import Any
 
 from aiokafka.protocol.produce import ProduceRequest
@@ -33,3 +35,17 @@ def test_in_every_version_the_bytes_are_the_same(topics: Any, transactional_id: 
     assert size + message == struct.pack(">i", len(expected)) + expected
     assert type(ours) is type(theirs)
     assert repr(ours) == repr(theirs)
+
+
+def test_a_request_leaves_memory_once_nobody_has_it() -> None:
+    """In a cycle its batches would stay until Python looks for cycles, which is seldom."""
+    gc.disable()
+    try:
+        arguments = (None, -1, 1_000, [("out", [(0, b"batch")])])
+        prepared = _Request(*arguments).prepare({ProduceRequest.API_KEY: (7, 7)})
+        prepared.encode()
+        gone = weakref.ref(prepared)
+        del prepared
+        assert gone() is None
+    finally:
+        gc.enable()
