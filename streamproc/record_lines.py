@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from streamproc.records import Record
+from streamproc.records import TopicRecord
 
 TEXT = "$text"
 BASE64 = "$base64"
@@ -55,17 +55,17 @@ class LineError(ValueError):
     """A line is not what it should be; the message quotes nothing of it."""
 
 
-def write_value(record: Record) -> bytes:
+def write_value(record: TopicRecord) -> bytes:
     """A record's value as one line."""
     return _value(record.value)
 
 
-def write_full(record: Record) -> bytes:
+def write_full(record: TopicRecord) -> bytes:
     """A record with its place, key, headers and timestamp as one line; the value comes last, for people."""
     return _placed(record, _value(record.value))
 
 
-def write_exact(record: Record) -> bytes:
+def write_exact(record: TopicRecord) -> bytes:
     """As ``write_full``, but JSON on several lines is wrapped, so that every value comes back byte for byte."""
     value = record.value
     if value is not None and (b"\n" in value or b"\r" in value):
@@ -73,7 +73,7 @@ def write_exact(record: Record) -> bytes:
     return _placed(record, _value(value))
 
 
-def _placed(record: Record, value: bytes) -> bytes:
+def _placed(record: TopicRecord, value: bytes) -> bytes:
     return orjson.dumps(
         {
             "topic": record.topic,

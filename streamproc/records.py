@@ -18,7 +18,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NamedTuple, Protocol
@@ -38,15 +38,7 @@ class TopicPartition(NamedTuple):
 
 
 class Record(Protocol):
-    """A Kafka record as a client gives it."""
-
-    @property
-    def topic(self) -> str:
-        """The topic it was read from."""
-
-    @property
-    def partition(self) -> int:
-        """The partition it was read from."""
+    """A Kafka record as a client gives it. Where it was read is known of many at once: a span's lease says it."""
 
     @property
     def offset(self) -> int:
@@ -67,6 +59,18 @@ class Record(Protocol):
     @property
     def headers(self) -> Sequence[tuple[str, bytes | None]]:
         """Names and values."""
+
+
+class TopicRecord(Record, Protocol):
+    """A record that also says where it was read: what a reader gives, record by record."""
+
+    @property
+    def topic(self) -> str:
+        """The topic it was read from."""
+
+    @property
+    def partition(self) -> int:
+        """The partition it was read from."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +111,14 @@ class Span:
     def next_offset(self) -> int:
         """The offset to commit once every record up to this span's end is settled."""
         return self.records[-1].offset + 1
+
+    def offsets(self) -> Iterable[int]:
+        """The records' offsets; nearly always they have no gaps, and are not asked for one by one."""
+        records = self.records
+        first, last = records[0].offset, records[-1].offset
+        if last - first == len(records) - 1:
+            return range(first, last + 1)
+        return [record.offset for record in records]
 
     def split(self, count: int) -> tuple[Span, Span]:
         """The first ``count`` records and the rest; ``count`` is at least 1 and less than the span's length."""

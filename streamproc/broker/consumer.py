@@ -40,7 +40,7 @@ from aiokafka import errors as kafka
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
-from streamproc.broker import header_names
+from streamproc.broker import fetched_records
 from streamproc.broker.connection import (
     check_group,
     check_topics,
@@ -67,7 +67,7 @@ from streamproc.errors import (
 from streamproc.records import Record, TopicPartition
 from streamproc.settings import KafkaSettings
 
-header_names.install()
+fetched_records.install()
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +136,7 @@ class KafkaConsumer:
             group_instance_id=settings.group_instance_id,
             auto_offset_reset=self._auto_offset_reset,
             isolation_level=isolation_level(uncommitted=self._embedded),
+            key_deserializer=fetched_records.UNTOUCHED,
             enable_auto_commit=False,
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=min(_HEARTBEAT_MS, session_ms // 3),

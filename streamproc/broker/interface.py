@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
-from streamproc.records import Record, TopicPartition
+from streamproc.records import Record, TopicPartition, TopicRecord
 
 Headers = Sequence[tuple[str, bytes | None]]
 Row = tuple[int | None, bytes | None, bytes | memoryview | None, list[tuple[str, bytes | None]]]
@@ -220,7 +220,7 @@ class Reader(Protocol):
 
     async def getmany(
         self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
-    ) -> Mapping[TopicPartition, Sequence[Record]]:
+    ) -> Mapping[TopicPartition, Sequence[TopicRecord]]:
         """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``.
 
         With ``partitions``, those of these only; what was fetched of the others is kept.

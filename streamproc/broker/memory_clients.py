@@ -20,7 +20,7 @@ from streamproc.broker.interface import (
 from streamproc.broker.memory_group import MemoryGroup, moved_on
 from streamproc.broker.memory_log import BATCH_OVERHEAD, MemoryRecord, size_of
 from streamproc.errors import BrokerError, RecordTooLargeError, TransactionAbortedError
-from streamproc.records import Record, TopicPartition
+from streamproc.records import Record, TopicPartition, TopicRecord
 
 if TYPE_CHECKING:
     from streamproc.broker.memory import MemoryBroker
@@ -249,7 +249,7 @@ class MemoryReader:
 
     async def getmany(
         self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
-    ) -> Mapping[TopicPartition, Sequence[Record]]:
+    ) -> Mapping[TopicPartition, Sequence[TopicRecord]]:
         """Records by partition, in offset order; with ``partitions``, those of these only."""
         self._broker.maybe_fail("getmany")
         loop = asyncio.get_running_loop()
@@ -269,8 +269,10 @@ class MemoryReader:
         # As a client's after a fetch that brought nothing: past what was compacted away.
         return position if log.read(position, 1) else max(position, log.end)
 
-    def _take(self, wanted: Collection[TopicPartition], max_records: int) -> dict[TopicPartition, Sequence[Record]]:
-        found: dict[TopicPartition, Sequence[Record]] = {}
+    def _take(
+        self, wanted: Collection[TopicPartition], max_records: int
+    ) -> dict[TopicPartition, Sequence[TopicRecord]]:
+        found: dict[TopicPartition, Sequence[TopicRecord]] = {}
         for partition, position in self._positions.items():
             if partition in wanted and (records := self._broker.log(partition).read(position, max_records)):
                 found[partition] = records

@@ -41,6 +41,7 @@ from streamproc.broker.connection import (
     read_topics,
 )
 from streamproc.broker.interface import BatchBuilder, Compression, Headers, Row
+from streamproc.broker.produce_requests import send_in_one_piece
 from streamproc.broker.topic_watch import OutputTopics, watch_topics
 from streamproc.broker.translation import missing, translate
 from streamproc.errors import BrokerError, SettingsError
@@ -144,6 +145,7 @@ class KafkaProducer:
                 hint="pip install cramjam, or use gzip or none",
             ) from error
         inner._message_accumulator._pending_batches = _Pending()  # noqa: SLF001
+        inner._sender._send_produce_req = send_in_one_piece(inner._sender)  # noqa: SLF001
         pace_metadata(inner.client)
         return inner
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from streamproc.broker.interface import Reader
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 
 _POLL_MS = 200
 
@@ -15,7 +15,7 @@ async def read_between(
     positions: Mapping[TopicPartition, int],
     ends: Mapping[TopicPartition, int],
     max_records: int | None = None,
-) -> AsyncIterator[Mapping[TopicPartition, Sequence[Record]]]:
+) -> AsyncIterator[Mapping[TopicPartition, Sequence[TopicRecord]]]:
     """The records from these positions on and before these ends, at most ``max_records`` at a time. Raises BrokerError.
 
     It comes to its end also where the last offsets are of no records (transaction markers, compaction).

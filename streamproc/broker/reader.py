@@ -13,13 +13,13 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
-from streamproc.broker import header_names
+from streamproc.broker import fetched_records
 from streamproc.broker.connection import client_options, first_connection, is_embedded, isolation_level
 from streamproc.broker.translation import translate
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 from streamproc.settings import KafkaSettings
 
-header_names.install()
+fetched_records.install()
 
 MAX_PARTITION_FETCH_BYTES = 1 << 20
 """As in Kafka's own client."""
@@ -95,7 +95,7 @@ class KafkaReader:
 
     async def getmany(
         self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
-    ) -> Mapping[TopicPartition, Sequence[Record]]:
+    ) -> Mapping[TopicPartition, Sequence[TopicRecord]]:
         """Records by partition, in offset order, as soon as there are any; empty after ``timeout_ms``.
 
         With ``partitions``, those of these only; what was fetched of the others is kept.
@@ -108,7 +108,7 @@ class KafkaReader:
             )
         except (kafka.KafkaError, OSError) as error:
             raise translate(error, self._settings, doing="read") from error
-        return cast("Mapping[TopicPartition, Sequence[Record]]", found)
+        return cast("Mapping[TopicPartition, Sequence[TopicRecord]]", found)
 
     async def position(self, partition: TopicPartition) -> int:
         """The next offset to read, past what is no record (transaction markers)."""

@@ -18,7 +18,7 @@ from streamproc.cli.positions import Where, offsets_of, parse_where, partitions_
 from streamproc.cli.terminal import ConfigOption, JsonOption, UsageError, count_of, print_json, print_table, say
 from streamproc.errors import StreamprocError
 from streamproc.record_lines import write_value
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 
 if TYPE_CHECKING:
     from streamproc.broker.interface import Admin, Reader
@@ -308,7 +308,7 @@ app.command(
 
 async def _records(
     admin: Admin, reader: Reader, partitions: Sequence[TopicPartition], where: Where
-) -> AsyncIterator[Record]:
+) -> AsyncIterator[TopicRecord]:
     """What partitions hold from some place on up to their ends of now."""
     from streamproc.broker.read_between import read_between  # noqa: PLC0415 - --help needs none of it
 

@@ -27,7 +27,7 @@ from streamproc.cli.terminal import (
 from streamproc.errors import StreamprocError
 
 if TYPE_CHECKING:
-    from streamproc.records import Record
+    from streamproc.records import TopicRecord
     from streamproc.replay.diff import Comparison, Limit
     from streamproc.replay.values import Rules
     from streamproc.settings import KafkaSettings
@@ -255,11 +255,11 @@ def _read_all(
             run_async(lambda: _read_topics(comparison, side, topics, settings, progress, begin=begin))  # noqa: B023 - run at once
 
 
-def file_chunks(path: Path) -> Iterator[list[Record]]:
+def file_chunks(path: Path) -> Iterator[list[TopicRecord]]:
     """The records of a capture file, some at a time. Raises CaptureFileError."""
     from streamproc.replay.capture_file import read_capture  # noqa: PLC0415 - --help needs none of it
 
-    records: Iterator[Record] = read_capture(path)
+    records: Iterator[TopicRecord] = read_capture(path)
     while chunk := list(islice(records, _CHUNK)):
         yield chunk
 

@@ -35,7 +35,7 @@ from streamproc.cli.terminal import ConfigOption, JsonOption, UsageError, count_
 
 if TYPE_CHECKING:
     from streamproc.broker.reader import KafkaReader
-    from streamproc.records import Record
+    from streamproc.records import TopicRecord
     from streamproc.replay.diff import Comparison
     from streamproc.replay.shadow import Shadow
     from streamproc.settings import Settings
@@ -189,7 +189,7 @@ async def _unless(asked: asyncio.Event, work: Coroutine[Any, Any, object], timeo
         await asyncio.gather(working, waiting, return_exceptions=True)
 
 
-async def _chunks(stack: AsyncExitStack, run: _Run, topics: Sequence[str]) -> AsyncIterator[Sequence[Record]]:
+async def _chunks(stack: AsyncExitStack, run: _Run, topics: Sequence[str]) -> AsyncIterator[Sequence[TopicRecord]]:
     """What both sides read; of the live topics, from where they are now."""
     if run.capture is not None:
         return await stack.enter_async_context(aclosing(_captured(run.capture)))
@@ -206,14 +206,14 @@ async def _chunks(stack: AsyncExitStack, run: _Run, topics: Sequence[str]) -> As
     return await stack.enter_async_context(aclosing(_live(reader)))
 
 
-async def _live(reader: KafkaReader) -> AsyncGenerator[Sequence[Record], None]:
+async def _live(reader: KafkaReader) -> AsyncGenerator[Sequence[TopicRecord], None]:
     while True:
         found = await reader.getmany(timeout_ms=_POLL_MS, max_records=_POLL_RECORDS)
         for records in found.values():
             yield records
 
 
-async def _captured(path: Path) -> AsyncGenerator[Sequence[Record], None]:
+async def _captured(path: Path) -> AsyncGenerator[Sequence[TopicRecord], None]:
     for chunk in file_chunks(path):
         yield chunk
 

@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from streamproc.broker.interface import Reader
 from streamproc.errors import StreamprocError
 from streamproc.record_lines import LineError, PlacedRecord, read_exact
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 from streamproc.replay.capture_file import LineWriter, is_gzip, is_parquet, part_of, read_capture, write_capture
 from streamproc.replay.mask import Masker
 from streamproc.replay.merge import Merge
@@ -149,12 +149,12 @@ class Progress:
         self.records = 0
         self._first_gaps: dict[TopicPartition, tuple[int, int]] = {}
 
-    def fetched(self, partition: TopicPartition, records: Sequence[Record], expected: int) -> None:
+    def fetched(self, partition: TopicPartition, records: Sequence[TopicRecord], expected: int) -> None:
         """Records came where ``expected`` is the offset behind those before them."""
         if records[0].offset > expected:
             self._first_gaps.setdefault(partition, (expected, records[0].offset))
 
-    def taken(self, records: Sequence[Record]) -> None:
+    def taken(self, records: Sequence[TopicRecord]) -> None:
         """These are in the file."""
         self.records += len(records)
         self.positions.update({(record.topic, record.partition): record.offset + 1 for record in records})  # type: ignore[misc] # equal to a TopicPartition
@@ -178,8 +178,8 @@ async def in_order(
     reader: Reader,
     begins: Mapping[TopicPartition, int],
     ends: Mapping[TopicPartition, int],
-    fetched: Callable[[TopicPartition, Sequence[Record], int], None] | None = None,
-) -> AsyncIterator[list[Record]]:
+    fetched: Callable[[TopicPartition, Sequence[TopicRecord], int], None] | None = None,
+) -> AsyncIterator[list[TopicRecord]]:
     """The records of partitions between offsets, in their common order, as they come.
 
     Raises:
@@ -252,7 +252,7 @@ class _Tail:
         self._seen: dict[int, int] = {}
         """The offset of the first record of each partition."""
 
-    def add(self, records: Sequence[Record]) -> None:
+    def add(self, records: Sequence[TopicRecord]) -> None:
         for record in records:
             number = self._numbers[TopicPartition(record.topic, record.partition)]
             self._seen.setdefault(number, record.offset)

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, Self, cast
 
 from streamproc.errors import StreamprocError
 from streamproc.record_lines import LineError, PlacedRecord, read_exact, write_exact
-from streamproc.records import Record
+from streamproc.records import TopicRecord
 
 if TYPE_CHECKING:
     import pyarrow
@@ -49,7 +49,7 @@ class Writer(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def write(self, records: Iterable[Record]) -> None:
+    def write(self, records: Iterable[TopicRecord]) -> None:
         """Write records behind those that were written before. Raises CaptureFileError."""
 
 
@@ -120,7 +120,7 @@ class LineWriter:
         except OSError as failure:
             raise _cannot(self._path, "written", failure) from failure
 
-    def write(self, records: Iterable[Record]) -> None:
+    def write(self, records: Iterable[TopicRecord]) -> None:
         """Write records behind those that were written before. Raises CaptureFileError."""
         lines = [write_exact(record) + b"\n" for record in records]
         try:
@@ -153,7 +153,7 @@ class _ParquetWriter:
         self._arrow, parquet = _pyarrow(path)
         self._path = path
         self._schema = _schema(self._arrow)
-        self._rows: list[Record] = []
+        self._rows: list[TopicRecord] = []
         self._size = 0
         try:
             self._file = path.open("xb")
@@ -175,7 +175,7 @@ class _ParquetWriter:
         except OSError as failure:
             raise _cannot(self._path, "written", failure) from failure
 
-    def write(self, records: Iterable[Record]) -> None:
+    def write(self, records: Iterable[TopicRecord]) -> None:
         """Write records behind those that were written before. Raises CaptureFileError."""
         for record in records:
             self._rows.append(record)

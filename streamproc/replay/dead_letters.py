@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from streamproc.errors import StreamprocError
-from streamproc.records import Record
+from streamproc.records import TopicRecord
 from streamproc.replay import marks
 
 MAX_FAULTS = 1_000
@@ -63,7 +63,7 @@ class Fault(NamedTuple):
 class Letter:
     """A dead letter. ``headers`` are the record's own; ``cut`` says what of the record is missing, and how much."""
 
-    record: Record
+    record: TopicRecord
     source: marks.Source
     task: str
     cause: str
@@ -92,7 +92,7 @@ class Letter:
         return marks.count_of(self.headers)
 
 
-def read_letter(record: Record) -> Letter | None:
+def read_letter(record: TopicRecord) -> Letter | None:
     """What a record of a dead-letter topic says; None where it is no dead letter of streamproc's."""
     names = [name for name, _ in record.headers]
     if _FIRST_OF_OURS not in names:

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple, Self
 
 import orjson
 
-from streamproc.records import Record
+from streamproc.records import TopicRecord
 from streamproc.replay.distribution import Distribution
 from streamproc.replay.marks import Source
 from streamproc.replay.results import Result, read
@@ -314,12 +314,12 @@ class Comparison:
         """Source records that one side has told of, and the other has not."""
         return sum(len(it) for lane in self._lanes.values() for it in lane.pending)
 
-    def add_all(self, side: int, records: Iterable[Record]) -> None:
+    def add_all(self, side: int, records: Iterable[TopicRecord]) -> None:
         """Take in records of one side: ``BASELINE`` or ``CANDIDATE``."""
         for record in records:
             self.add(side, record)
 
-    def add(self, side: int, record: Record) -> Result | None:
+    def add(self, side: int, record: TopicRecord) -> Result | None:
         """Take in a record of one side; what it says, None where that is nothing."""
         result = read(record)
         here = self.sides[side]

@@ -31,7 +31,7 @@ import orjson
 
 from streamproc.errors import StreamprocError
 from streamproc.record_lines import PlacedRecord
-from streamproc.records import Record
+from streamproc.records import TopicRecord
 
 Action = Literal["drop", "redact", "hash", "fake"]
 ACTIONS: tuple[Action, ...] = ("drop", "redact", "hash", "fake")
@@ -105,7 +105,7 @@ class Masker:
         }
         self._by_part = {part: [rule for rule in rules if rule.part == part] for part in ("value", "key", "headers")}
 
-    def __call__(self, record: Record) -> PlacedRecord:
+    def __call__(self, record: TopicRecord) -> PlacedRecord:
         """The record, masked. Raises MaskError where it cannot be, unless told what to do then."""
         return PlacedRecord(
             record.topic,
@@ -117,7 +117,7 @@ class Masker:
             self._headers(record.headers),
         )
 
-    def _part(self, part: str, content: bytes | None, record: Record) -> bytes | None:
+    def _part(self, part: str, content: bytes | None, record: TopicRecord) -> bytes | None:
         rules = self._by_part[part]
         fields = [rule for rule in rules if rule.path]
         if content is not None and fields:

@@ -13,7 +13,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable
 
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 
 
 class Merge:
@@ -22,11 +22,11 @@ class Merge:
     def __init__(self, partitions: Iterable[TopicPartition]) -> None:
         self.dry = set(partitions)
         """The partitions of which a record, or their end, is needed to go on."""
-        self._queues: dict[TopicPartition, deque[Record]] = {it: deque() for it in self.dry}
+        self._queues: dict[TopicPartition, deque[TopicRecord]] = {it: deque() for it in self.dry}
         self._ended: set[TopicPartition] = set()
         self._heads: list[tuple[int, TopicPartition]] = []
 
-    def add(self, partition: TopicPartition, records: Iterable[Record]) -> None:
+    def add(self, partition: TopicPartition, records: Iterable[TopicRecord]) -> None:
         """More records of a partition, behind those that were added before."""
         queue = self._queues[partition]
         queue.extend(records)
@@ -44,9 +44,9 @@ class Merge:
         """Whether all partitions have ended and all of their records were taken."""
         return not self.dry and not self._heads and len(self._ended) == len(self._queues)
 
-    def take(self) -> list[Record]:
+    def take(self) -> list[TopicRecord]:
         """The next records in the common order, until a partition runs dry."""
-        taken: list[Record] = []
+        taken: list[TopicRecord] = []
         while self._heads and not self.dry:
             _, partition = heapq.heappop(self._heads)
             queue = self._queues[partition]

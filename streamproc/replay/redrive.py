@@ -43,7 +43,7 @@ from streamproc.broker.interface import (
 from streamproc.broker.partitioner import partition_of_key
 from streamproc.broker.read_between import read_between
 from streamproc.errors import RecordTooLargeError, TopicMissingError, TransactionAbortedError
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 from streamproc.replay import marks
 from streamproc.replay.dead_letters import Letter, Selection, digest, read_letter
 
@@ -101,7 +101,7 @@ class Outcome:
             self.examples[reason] = [*self.examples[reason], *places][:MAX_EXAMPLES]
         return self
 
-    def skip(self, reason: Skip, record: Record) -> None:
+    def skip(self, reason: Skip, record: TopicRecord) -> None:
         """One more that is not sent."""
         self.skipped[reason] += 1
         if len(self.examples[reason]) < MAX_EXAMPLES:
@@ -173,7 +173,7 @@ class Redrive:
         self._topics: Mapping[str, TopicInfo] = {}
         self._limits: dict[str, int | None] = {}
         self._log_ends: Mapping[TopicPartition, int] = {}
-        self._found: AsyncIterator[Mapping[TopicPartition, Sequence[Record]]]
+        self._found: AsyncIterator[Mapping[TopicPartition, Sequence[TopicRecord]]]
         rate = options.rate
         self._chunk_records = CHUNK_RECORDS if rate is None else min(CHUNK_RECORDS, max(1, int(rate * _RATE_STEP_S)))
 
@@ -231,7 +231,7 @@ class Redrive:
                 self._decide(record, chunk)
         return chunk
 
-    def _decide(self, record: Record, chunk: _Chunk) -> None:
+    def _decide(self, record: TopicRecord, chunk: _Chunk) -> None:
         """Put a record where it belongs: to those that are sent, skipped or passed by."""
         letter, selection = read_letter(record), self._options.selection
         if letter is None and selection == Selection():

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from streamproc.record_lines import write_value
-from streamproc.records import Record
+from streamproc.records import TopicRecord
 from streamproc.replay.marks import Source, source_of
 
 _ENVELOPE = {"result", "metrics", "source", "task"}
@@ -43,7 +43,7 @@ class Result:
     latency_ms: int | None
 
 
-def read(record: Record) -> Result | None:
+def read(record: TopicRecord) -> Result | None:
     """What a record says; None where it tells of no source, and is nobody's result."""
     headers = dict(record.headers)  # of several with one name the last counts, as everywhere
     if _CAUSE in headers and not _metrics_come_last(record, headers):
@@ -68,7 +68,7 @@ def read(record: Record) -> Result | None:
     )
 
 
-def _enveloped(record: Record, headers: dict[str, bytes | None], document: dict[str, Any]) -> Result | None:
+def _enveloped(record: TopicRecord, headers: dict[str, bytes | None], document: dict[str, Any]) -> Result | None:
     told = document["source"]
     source = source_of(record.headers) if headers else None
     if source is None:
@@ -89,7 +89,7 @@ def _enveloped(record: Record, headers: dict[str, bytes | None], document: dict[
     )
 
 
-def _dead_letter(record: Record, headers: dict[str, bytes | None]) -> Result | None:
+def _dead_letter(record: TopicRecord, headers: dict[str, bytes | None]) -> Result | None:
     source = _source(record, headers)
     if source is None:
         return None
@@ -104,7 +104,7 @@ def _dead_letter(record: Record, headers: dict[str, bytes | None]) -> Result | N
     return Result(task, source, record.key, reason, cause, record.timestamp, None, None)
 
 
-def _metrics_come_last(record: Record, headers: dict[str, bytes | None]) -> bool:
+def _metrics_come_last(record: TopicRecord, headers: dict[str, bytes | None]) -> bool:
     """Whether the headers of a result stand behind those of a dead letter, which its input record once was."""
     if _METRICS not in headers:
         return False
@@ -112,7 +112,7 @@ def _metrics_come_last(record: Record, headers: dict[str, bytes | None]) -> bool
     return names[::-1].index(_METRICS) < names[::-1].index(_CAUSE)
 
 
-def _source(record: Record, headers: dict[str, bytes | None]) -> Source | None:
+def _source(record: TopicRecord, headers: dict[str, bytes | None]) -> Source | None:
     if (replayed := source_of(record.headers)) is not None:
         return replayed
     topic = _text(headers, "streamproc-source-topic")
@@ -121,7 +121,7 @@ def _source(record: Record, headers: dict[str, bytes | None]) -> Source | None:
     return None if not topic or partition is None or offset is None else Source(topic, partition, offset)
 
 
-def _document(record: Record) -> Any:
+def _document(record: TopicRecord) -> Any:
     """The value as JSON; what is none as ``record_lines`` wraps it."""
     try:
         return orjson.loads(record.value or b"")

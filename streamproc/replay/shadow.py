@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from streamproc.broker.memory import MemoryBroker
 from streamproc.errors import SettingsError, StreamprocError
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 from streamproc.replay.diff import BASELINE, CANDIDATE, SIDES, Comparison
 from streamproc.replay.marks import Source, mark
 from streamproc.runtime.processor import Processor
@@ -109,7 +109,7 @@ class Shadow:
         """Records that not all have answered for."""
         return len(self._in_flight)
 
-    async def feed(self, chunks: AsyncIterator[Sequence[Record]], count: int | None = None) -> None:
+    async def feed(self, chunks: AsyncIterator[Sequence[TopicRecord]], count: int | None = None) -> None:
         """Give records to both sides, as they take them, up to so many, or to the end.
 
         Raises:
@@ -128,7 +128,7 @@ class Shadow:
                 await self._unless_it_ends(self._until(lambda: not self._in_flight))
         return not self._in_flight
 
-    async def _feed(self, chunks: AsyncIterator[Sequence[Record]], count: int | None) -> None:
+    async def _feed(self, chunks: AsyncIterator[Sequence[TopicRecord]], count: int | None) -> None:
         if count == 0:
             return
         async for chunk in chunks:
@@ -139,7 +139,7 @@ class Shadow:
                     return
             await asyncio.sleep(0)  # a file never waits, and the processors share this loop
 
-    def _give(self, record: Record) -> None:
+    def _give(self, record: TopicRecord) -> None:
         # A capture may be of another topic than the settings read; where they read one, there is no doubt.
         topic = record.topic if len(self._readers) > 1 else self.topics[0]
         readers = self._readers.get(topic, 0)
@@ -171,7 +171,7 @@ class Shadow:
             changes = {side.broker.next_change() for side in self._sides}
             await asyncio.wait(changes, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
 
-    def _arrived(self, side: int, record: Record) -> None:
+    def _arrived(self, side: int, record: TopicRecord) -> None:
         result = self._comparison.add(side, record)
         it = None if result is None else self._in_flight.get(result.source)
         if result is None or it is None:
@@ -248,7 +248,7 @@ class _Side:
         except StreamprocError as error:
             raise ShadowError(self.number, error) from error
 
-    def take(self) -> Iterator[Record]:
+    def take(self) -> Iterator[TopicRecord]:
         """What the processor has written; it is let go of, and so is what it is done with."""
         for partition in (TopicPartition(topic, number) for topic in self._outputs for number in range(PARTITIONS)):
             log = self.broker.log(partition)

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from streamproc.broker.interface import Row
-from streamproc.records import BatchReport, Cause, Failure, Record
+from streamproc.records import BatchReport, Cause, Failure, Record, TopicPartition
 
 RECORD_OVERHEAD_BYTES = 128
 """Bounds what Kafka's format adds to key, value and headers of a record that is alone in its batch."""
@@ -20,20 +20,20 @@ HEADER_OVERHEAD_BYTES = 10
 """Bounds what Kafka's format adds to a header's name and value."""
 
 
-def source_headers(record: Record) -> list[tuple[str, bytes | None]]:
+def source_headers(partition: TopicPartition, record: Record) -> list[tuple[str, bytes | None]]:
     """Where a record came from."""
     return [
-        ("streamproc-source-topic", record.topic.encode()),
-        ("streamproc-source-partition", b"%d" % record.partition),
+        ("streamproc-source-topic", partition.topic.encode()),
+        ("streamproc-source-partition", b"%d" % partition.partition),
         ("streamproc-source-offset", b"%d" % record.offset),
     ]
 
 
-def result_row(record: Record, value: bytes | memoryview, report: BatchReport) -> Row:
+def result_row(partition: TopicPartition, record: Record, value: bytes | memoryview, report: BatchReport) -> Row:
     """A result with ``envelope: result``: the facts of the full envelope are in the headers."""
     headers = [
         *record.headers,
-        *source_headers(record),
+        *source_headers(partition, record),
         ("streamproc-source-timestamp", b"%d" % record.timestamp),
         ("streamproc-task", report.batch.task.encode()),
         ("streamproc-metrics", report.metrics),
@@ -41,7 +41,9 @@ def result_row(record: Record, value: bytes | memoryview, report: BatchReport) -
     return (None, record.key, value, headers)
 
 
-def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit_bytes: int) -> Row:
+def dead_letter_row(
+    partition: TopicPartition, record: Record, failure: Failure, report: BatchReport, limit_bytes: int
+) -> Row:
     """A record that failed, as it came, with the reason in its headers.
 
     What does not fit the dead-letter topic is cut, and a header says how much there was: the value, and where that is
@@ -50,7 +52,7 @@ def dead_letter_row(record: Record, failure: Failure, report: BatchReport, limit
     """
     message = failure.message.encode()
     ours: list[tuple[str, bytes | None]] = [
-        *source_headers(record),
+        *source_headers(partition, record),
         ("streamproc-task", report.batch.task.encode()),
         ("streamproc-cause", failure.cause.encode()),
         ("streamproc-stage", failure.stage.encode()),

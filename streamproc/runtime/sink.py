@@ -36,7 +36,7 @@ from streamproc.errors import (
     StreamprocError,
     TransactionAbortedError,
 )
-from streamproc.records import BatchReport, Cause, Failure, Lease, Outcome, Record, Span, Status
+from streamproc.records import BatchReport, Cause, Failure, Lease, Outcome, Record, Span, Status, TopicPartition
 from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
 from streamproc.settings import TaskTopics, Then
 
@@ -67,8 +67,8 @@ class SinkEvents:
 
     on_settled: Callable[[Span], None]
     on_written: Callable[[str, int], None]
-    on_dead: Callable[[Failure, Record], None]
-    on_too_large: Callable[[Failure, Record], Then]
+    on_dead: Callable[[Failure, TopicPartition, Record], None]
+    on_too_large: Callable[[Failure, TopicPartition, Record], Then]
     on_refused: Callable[[str], None]
     on_aborted: Callable[[BaseException], None]
     on_error: Callable[[StreamprocError], None]
@@ -253,8 +253,10 @@ class Sink:
     def _split(self, outcome: Outcome) -> tuple[_Rows, _Rows]:
         """The rows for the result topic and for the dead-letter topic."""
         records, values, report = outcome.span.records, outcome.values, outcome.report
+        partition = outcome.span.lease.partition
         if not any(outcome.statuses):
-            return _Rows(self._result_rows(records, values, report), list(records), report), _Rows([], [], report)
+            rows = self._result_rows(partition, records, values, report)
+            return _Rows(rows, list(records), report), _Rows([], [], report)
         good = [
             (r, v) for status, r, v in zip(outcome.statuses, records, values, strict=True) if status == Status.RESULT
         ]
@@ -264,21 +266,24 @@ class Sink:
             if status == Status.FAILED:
                 if not isinstance(value, Failure):
                     raise AssertionError("a failed record came without its failure")
-                dead.append(self._dead_letter(record, value, report))
+                dead.append(self._dead_letter(partition, record, value, report))
                 failed.append(record)
-        return _Rows(self._result_rows(kept, results, report), kept, report), _Rows(dead, failed, report)
+        rows = self._result_rows(partition, kept, results, report)
+        return _Rows(rows, kept, report), _Rows(dead, failed, report)
 
-    def _result_rows(self, records: Sequence[Record], values: Sequence[Any], report: BatchReport) -> list[Row]:
+    def _result_rows(
+        self, partition: TopicPartition, records: Sequence[Record], values: Sequence[Any], report: BatchReport
+    ) -> list[Row]:
         if self._full_envelope:
             return [
                 (None, record.key, value, list(record.headers) if record.headers else _NO_HEADERS)
                 for record, value in zip(records, values, strict=True)
             ]
-        return [result_row(record, value, report) for record, value in zip(records, values, strict=True)]
+        return [result_row(partition, record, value, report) for record, value in zip(records, values, strict=True)]
 
-    def _dead_letter(self, record: Record, failure: Failure, report: BatchReport) -> Row:
-        self._events.on_dead(failure, record)
-        return dead_letter_row(record, failure, report, self._dead.max_message_bytes)
+    def _dead_letter(self, partition: TopicPartition, record: Record, failure: Failure, report: BatchReport) -> Row:
+        self._events.on_dead(failure, partition, record)
+        return dead_letter_row(partition, record, failure, report, self._dead.max_message_bytes)
 
     # -- rows to lanes
 
@@ -410,7 +415,8 @@ class Sink:
         record, report = parcel.rows.records[index], parcel.rows.report
         if parcel.receipt is None or report is None:
             raise AssertionError("only results are refused, and they have a receipt")
-        then = self._events.on_too_large(failure, record)
+        partition = parcel.receipt.span.lease.partition
+        then = self._events.on_too_large(failure, partition, record)
         if then == "stop":
             self._failed = self._torn = True
             return False
@@ -418,7 +424,7 @@ class Sink:
         if then == "drop":
             self._acknowledge(parcel.receipt, 1)
         else:
-            rows = _Rows([self._dead_letter(record, failure, report)], [record], report)
+            rows = _Rows([self._dead_letter(partition, record, failure, report)], [record], report)
             self._enqueue("dead_letters", self._dead, rows, parcel.receipt)
         return True
 

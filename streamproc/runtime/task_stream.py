@@ -429,11 +429,11 @@ class TaskStream:
             self._on_open()
         self._open_sink.write(self._sequencer.complete(outcome))
 
-    def _on_too_large(self, failure: Failure, record: Record) -> Then:
+    def _on_too_large(self, failure: Failure, partition: TopicPartition, record: Record) -> Then:
         # To the circuit it was a result so far.
         if self.circuit.turned_bad(failure, self._clock()):
             self._on_open()
-        return self._verdicts.of(failure, record)
+        return self._verdicts.of(failure, partition, record)
 
     # -- results out
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from streamproc.errors import TaskStoppedError
 from streamproc.observe.metrics import TaskMetrics
-from streamproc.records import Cause, Failure, Outcome, Record, Status
+from streamproc.records import Cause, Failure, Outcome, Record, Status, TopicPartition
 from streamproc.runtime.codec import decode_failure
 from streamproc.settings import ErrorSettings, Then
 
@@ -57,7 +57,7 @@ class Verdicts:
         self._counts = counts
         self._on_stop = on_stop
         self._reasons: Counter[str] = Counter()
-        self._last: tuple[Failure, Record] | None = None
+        self._last: tuple[Failure, TopicPartition, Record] | None = None
         self._quiet_until = -math.inf
 
     def judge(self, outcome: Outcome) -> Outcome | None:
@@ -67,29 +67,30 @@ class Verdicts:
             if status == Status.FAILED:
                 values[index] = value if isinstance(value, Failure) else decode_failure(value)
         failures = [(index, value) for index, value in enumerate(values) if isinstance(value, Failure)]
+        partition, records = outcome.span.lease.partition, outcome.span.records
         for index, failure in failures:
             if self._policies[failure.cause].then == "stop":
-                self.of(failure, outcome.span.records[index])
+                self.of(failure, partition, records[index])
                 return None
         for index, failure in failures:
-            if self.of(failure, outcome.span.records[index]) == "drop":
+            if self.of(failure, partition, records[index]) == "drop":
                 statuses[index] = Status.DROPPED
         return Outcome(outcome.span, bytes(statuses), values, outcome.report)
 
-    def of(self, failure: Failure, record: Record) -> Then:
+    def of(self, failure: Failure, partition: TopicPartition, record: Record) -> Then:
         """What the policy says of a record; what is to be dropped is counted as that, and a stop is told."""
         then = self._policies[failure.cause].then
         if then == "drop":
             self._metrics.dropped(failure).inc()
             self._counts.dropped += 1
         elif then == "stop":
-            self._on_stop(self._stop(failure, record))
+            self._on_stop(self._stop(failure, partition, record))
         return then
 
-    def dead(self, failure: Failure, record: Record) -> None:
+    def dead(self, failure: Failure, partition: TopicPartition, record: Record) -> None:
         """A record became a dead letter."""
         self._reasons[f"{failure.cause}: {failure.stage} {failure.kind}"] += 1
-        self._last = (failure, record)
+        self._last = (failure, partition, record)
         self._metrics.dead(failure).inc()
         self._counts.dead += 1
 
@@ -98,25 +99,25 @@ class Verdicts:
         if self._last is None or now < self._quiet_until:
             return
         self._quiet_until = now + SAY_EVERY_S
-        failure, record = self._last
+        failure, partition, record = self._last
         log.warning(
             "task %s: %s became dead letters in topic %s (%s); the last: topic %s, partition %d, offset %d: %s",
             *(self._task, count_of(self._reasons.total(), "record"), self._topic),
             ", ".join(f"{reason} {count}" for reason, count in self._reasons.most_common(MAX_REASONS)),
-            *(record.topic, record.partition, record.offset, failure.message),
+            *(partition.topic, partition.partition, record.offset, failure.message),
         )
         self._reasons.clear()
         self._last = None
 
-    def _stop(self, failure: Failure, record: Record) -> TaskStoppedError:
+    def _stop(self, failure: Failure, partition: TopicPartition, record: Record) -> TaskStoppedError:
         setting = "then" if self._settings.then == "stop" else f"causes.{failure.cause}.then"
         return TaskStoppedError(
-            f"task {self._task} stops, as tasks.{self._task}.on_error.{setting} says, at topic {record.topic}, "
-            f"partition {record.partition}, offset {record.offset}: {failure.stage} failed with {failure.kind}: "
+            f"task {self._task} stops, as tasks.{self._task}.on_error.{setting} says, at topic {partition.topic}, "
+            f"partition {partition.partition}, offset {record.offset}: {failure.stage} failed with {failure.kind}: "
             f"{failure.message}; mend the record or the backend and start again, it is not committed",
             task=self._task,
-            topic=record.topic,
-            partition=record.partition,
+            topic=partition.topic,
+            partition=partition.partition,
             offset=record.offset,
         )
 

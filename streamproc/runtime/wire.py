@@ -151,7 +151,9 @@ def batch_parts(spans: Sequence[Span]) -> tuple[list[bytes | memoryview], int]:
     lengths = array("q")
     for span in spans:
         lengths.extend(span.sizes)
-    offsets = array("q", [record.offset for record in records])
+    offsets = array("q")
+    for span in spans:
+        offsets.extend(span.offsets())
     timestamps = array("q", [record.timestamp for record in records])
     parts: list[bytes | memoryview] = [lengths.tobytes(), offsets.tobytes(), timestamps.tobytes()]
     parts.extend([record.value or b"" for record in records])

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from streamproc.broker.memory_log import MemoryRecord
-from streamproc.records import Record
+from streamproc.records import TopicRecord
 from streamproc.replay.capture_file import read_capture, write_capture
 from streamproc.replay.diff import BASELINE, CANDIDATE, Comparison, Example, Held
 from streamproc.replay.marks import Source
@@ -35,7 +35,7 @@ class GoldenError(AssertionError):
 
 
 def assert_golden(
-    outputs: Outputs | Iterable[Record],
+    outputs: Outputs | Iterable[TopicRecord],
     path: str | os.PathLike[str],
     *,
     tolerance: float | str | None = None,
@@ -82,7 +82,7 @@ def assert_golden(
         raise GoldenError("\n".join(_told(comparison, file)))
 
 
-def _write(file: Path, records: Sequence[Record]) -> None:
+def _write(file: Path, records: Sequence[TopicRecord]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f"new-{file.name}")
     new.unlink(missing_ok=True)

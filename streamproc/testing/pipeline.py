@@ -26,7 +26,7 @@ from streamproc.broker.memory import MemoryBroker
 from streamproc.broker.memory_log import MemoryRecord
 from streamproc.errors import BrokerError, StreamprocError, TransactionAbortedError
 from streamproc.observe.status import ProcessorStatus
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 from streamproc.replay.dead_letters import Letter, read_letter
 from streamproc.replay.marks import RUN, SOURCE, Source, without
 from streamproc.replay.results import Result, read
@@ -155,7 +155,7 @@ class Pipeline:
         count = self.broker.partitions_of(to)
         sent = []
         for record in records:
-            own: Record | None = record if hasattr(record, "offset") else None
+            own: TopicRecord | None = record if hasattr(record, "offset") else None
             found = own.key if own is not None else _key(record, key)
             at = partition
             if at is None and found is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from streamproc.records import Record
+from streamproc.records import TopicRecord
 from tests.support.app import ROOT, headers, produce, read_to_end
 from tests.support.asyncs import wait_until
 from tests.support.compose import Compose
@@ -62,5 +62,5 @@ def replayed(directory: Path, environ: dict[str, str], on_log: Callable[[str], N
     return code
 
 
-def results(compose: Compose) -> list[Record]:
+def results(compose: Compose) -> list[TopicRecord]:
     return read_to_end(compose.bootstrap_servers, "digits.results", PARTITIONS)

@@ -20,7 +20,7 @@ import pytest
 
 from deploy.kafka.kafka import KafkaCluster
 from streamproc.observe.metric_table import RESTART_CAUSES
-from streamproc.records import Record
+from streamproc.records import TopicRecord
 from tests.support.app import App, committed, create, ends, headers, produce, read_to_end, source
 from tests.support.asyncs import wait_until
 
@@ -51,10 +51,10 @@ class Stream:
             rows[index % PARTITIONS].append((None if value is not None else b"gone", value))
         produce(self.kafka, self.topic, rows)
 
-    def results(self) -> list[Record]:
+    def results(self) -> list[TopicRecord]:
         return read_to_end(self.kafka, f"{self.topic}.results", PARTITIONS)
 
-    def dead(self) -> list[Record]:
+    def dead(self) -> list[TopicRecord]:
         return read_to_end(self.kafka, f"{self.topic}.dead", PARTITIONS)
 
     def metrics(self) -> list[dict[str, Any]]:

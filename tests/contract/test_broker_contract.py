@@ -30,6 +30,7 @@ from streamproc.broker.interface import (
     Row,
     TransactionalProducer,
 )
+from streamproc.broker.memory_log import MemoryRecord
 from streamproc.broker.reader import KafkaReader
 from streamproc.errors import (
     BrokerError,
@@ -38,7 +39,7 @@ from streamproc.errors import (
     TopicMissingError,
     TransactionAbortedError,
 )
-from streamproc.records import Record, TopicPartition
+from streamproc.records import Record, TopicPartition, TopicRecord
 from streamproc.settings import KafkaSettings
 from streamproc.testing import MemoryBroker
 from tests.conftest import Eventually, Run, TopicName
@@ -137,14 +138,16 @@ class Member:
         await self.consumer.start(list(topics), self.revoked, self.assigned)
         return self
 
-    async def read(self, count: int) -> list[Record]:
+    async def read(self, count: int) -> list[TopicRecord]:
         """At least ``count`` records, in the order in which they came."""
-        found: list[Record] = []
+        found: list[TopicRecord] = []
         deadline = time.monotonic() + DEADLINE_S
         while len(found) < count:
             assert time.monotonic() < deadline, f"only {len(found)} of {count} records came"
-            for records in (await self.consumer.getmany(timeout_ms=200, max_records=1_000)).values():
-                found.extend(records)
+            for of, records in (await self.consumer.getmany(timeout_ms=200, max_records=1_000)).items():
+                found += [
+                    MemoryRecord(*of, it.offset, it.timestamp, it.key, it.value, tuple(it.headers)) for it in records
+                ]
         return found
 
     async def owns(self, count: int) -> None:
@@ -797,7 +800,7 @@ def test_a_reader_reads_from_where_it_is_told_until_it_is_told_otherwise(
     world: World, topic_name: TopicName, run: Run
 ) -> None:
     async def read(reader: Reader, count: int) -> list[bytes | None]:
-        found: list[Record] = []
+        found: list[TopicRecord] = []
         deadline = time.monotonic() + DEADLINE_S
         while len(found) < count:
             assert time.monotonic() < deadline, f"only {len(found)} of {count} records came"

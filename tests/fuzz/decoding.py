@@ -33,7 +33,7 @@ import orjson
 from streamproc import InferenceBackend, RecordError
 from streamproc.broker.producer import _Builder
 from streamproc.observe.logs import JsonFormatter
-from streamproc.records import Batch, BatchReport, Cause, Failure, Record, Span, Status, value_sizes
+from streamproc.records import Batch, BatchReport, Cause, Failure, Record, Span, Status, TopicPartition, value_sizes
 from streamproc.runtime.codec import MAX_MESSAGE_CHARS, decode, decode_failure
 from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
 from streamproc.runtime.isolation import Isolation, Retry, Split
@@ -571,9 +571,9 @@ def _end(
         ends[span.lease.partition.partition, span.first + index] += 1
         record = span.records[index]
         if isinstance(outcome, Failure):
-            _is_a_dead_letter(record, outcome, report, limit)
+            _is_a_dead_letter(span.lease.partition, record, outcome, report, limit)
         else:
-            row = result_row(record, outcome, report)
+            row = result_row(span.lease.partition, record, outcome, report)
             assert _Builder(10**7, 0).extend([row], 0) == 1
 
 
@@ -591,7 +591,9 @@ _RAISED = {Cause.EXCEPTION, Cause.OOM, Cause.REJECTED}
 """The causes of what failed at a stage; any other stage is a step of the backend's."""
 
 
-def _is_a_dead_letter(record: Record, failure: Failure, report: BatchReport, limit: int) -> None:
+def _is_a_dead_letter(
+    partition: TopicPartition, record: Record, failure: Failure, report: BatchReport, limit: int
+) -> None:
     assert failure.cause in _CAUSES.get(failure.stage, _RAISED)
     assert len(failure.traceback.encode()) <= TRACEBACK_BYTES
     for text in (failure.stage, failure.kind, failure.message):
@@ -599,7 +601,7 @@ def _is_a_dead_letter(record: Record, failure: Failure, report: BatchReport, lim
         assert len(text.encode()) <= 4 * MAX_MESSAGE_CHARS
     assert len(failure.kind) <= 100
     assert failure.message
-    row = dead_letter_row(record, failure, report, limit)
+    row = dead_letter_row(partition, record, failure, report, limit)
     _, key, value, headers = row
     marks = {name: content for name, content in headers if name.startswith("streamproc-")}
     assert row_bytes(row) <= limit, f"a dead letter of {row_bytes(row)} bytes for {limit}"

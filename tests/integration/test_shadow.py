@@ -12,7 +12,7 @@ import pytest
 
 from streamproc.broker.memory_log import MemoryRecord
 from streamproc.errors import SettingsError
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 from streamproc.replay import shadow as shadowing
 from streamproc.replay.diff import CANDIDATE, Comparison, Verdict
 from streamproc.replay.shadow import Shadow, ShadowError
@@ -73,13 +73,13 @@ def record(number: int, topic: str = "in") -> MemoryRecord:
     return MemoryRecord(topic, number % 3, 100 + number // 3, 5, b"k%d" % number, value)
 
 
-async def chunks(records: Sequence[Record], size: int = 50) -> AsyncIterator[Sequence[Record]]:
+async def chunks(records: Sequence[TopicRecord], size: int = 50) -> AsyncIterator[Sequence[TopicRecord]]:
     for start in range(0, len(records), size):
         yield records[start : start + size]
 
 
 def compared(
-    baseline: Settings, candidate: Settings, records: Sequence[Record], count: int | None = None
+    baseline: Settings, candidate: Settings, records: Sequence[TopicRecord], count: int | None = None
 ) -> Comparison:
     async def go() -> Comparison:
         with Comparison(Rules(), examples=1_000) as comparison:

@@ -21,7 +21,7 @@ from streamproc.broker.admin import KafkaAdmin
 from streamproc.broker.interface import NewTopic
 from streamproc.broker.producer import KafkaProducer
 from streamproc.broker.reader import KafkaReader
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 from streamproc.settings import KafkaSettings
 from tests.support.asyncs import wait_until
 
@@ -158,15 +158,15 @@ def produce(
     asyncio.run(go())
 
 
-def read_to_end(bootstrap_servers: str, topic: str, partitions: int, *, uncommitted: bool = False) -> list[Record]:
+def read_to_end(bootstrap_servers: str, topic: str, partitions: int, *, uncommitted: bool = False) -> list[TopicRecord]:
     """Every record of a topic, by partition in the order of offsets."""
 
-    async def go() -> list[Record]:
+    async def go() -> list[TopicRecord]:
         settings = kafka_settings(bootstrap_servers)
         everything = [TopicPartition(topic, index) for index in range(partitions)]
         async with KafkaAdmin(settings, uncommitted=uncommitted) as admin:
             ends = await admin.end_offsets(everything)
-        found: list[Record] = []
+        found: list[TopicRecord] = []
         async with KafkaReader(settings, uncommitted=uncommitted) as reader:
             reader.assign(dict.fromkeys(everything, 0))
             deadline = time.monotonic() + 60
@@ -199,11 +199,11 @@ def committed(bootstrap_servers: str, group: str, topic: str, partitions: int) -
     return asyncio.run(go())
 
 
-def headers(record: Record) -> dict[str, str]:
+def headers(record: TopicRecord) -> dict[str, str]:
     return {name: (value or b"").decode() for name, value in record.headers}
 
 
-def source(record: Record) -> tuple[int, int]:
+def source(record: TopicRecord) -> tuple[int, int]:
     """Partition and offset that a result says it comes from."""
     told = json.loads(record.value or b"")["source"]
     return told["partition"], told["offset"]

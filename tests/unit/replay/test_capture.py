@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.record_lines import PlacedRecord
-from streamproc.records import Record, TopicPartition
+from streamproc.records import TopicPartition, TopicRecord
 from streamproc.replay import capture as capturing
 from streamproc.replay import capture_file
 from streamproc.replay.capture import Bounds, CaptureError, Files, Plan, Progress, in_order, last_begins, recover
@@ -51,14 +51,14 @@ class FakeReader:
 
     async def getmany(
         self, *, timeout_ms: int, max_records: int | None = None, partitions: Collection[TopicPartition] = ()
-    ) -> Mapping[TopicPartition, Sequence[Record]]:
+    ) -> Mapping[TopicPartition, Sequence[TopicRecord]]:
         assert timeout_ms > 0
         assert partitions
         if self.dies_after is not None:
             self.dies_after -= 1
             if self.dies_after < 0:
                 raise KeyboardInterrupt
-        found: dict[TopicPartition, Sequence[Record]] = {}
+        found: dict[TopicPartition, Sequence[TopicRecord]] = {}
         for partition in partitions:
             most = self._chance.randint(0, min(5, max_records or 5))
             position = self._positions[partition]
@@ -103,7 +103,7 @@ def _by_brute_force(logs: Logs) -> list[PlacedRecord]:
 
 async def _all(
     reader: FakeReader, begins: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
-) -> list[Record]:
+) -> list[TopicRecord]:
     return [record async for records in in_order(reader, begins, ends) for record in records]
 
 
@@ -135,7 +135,7 @@ def test_the_last_records_are_as_many_as_were_asked_for(
     logs = {it: [one._replace(timestamp=number * 3) for number, one in enumerate(them)] for it, them in logs.items()}
     begins = dict.fromkeys(ends, 0)
 
-    async def test() -> list[Record]:
+    async def test() -> list[TopicRecord]:
         reader = FakeReader(logs, ends, seed)
         return await _all(reader, await last_begins(reader, begins, ends, count), ends)
 
@@ -160,7 +160,7 @@ def test_a_partition_that_brings_nothing_is_not_waited_for_for_ever(monkeypatch:
     partition = TopicPartition("t", 0)
 
     class Silent(FakeReader):
-        async def getmany(self, **_: object) -> Mapping[TopicPartition, Sequence[Record]]:
+        async def getmany(self, **_: object) -> Mapping[TopicPartition, Sequence[TopicRecord]]:
             return {}
 
     with pytest.raises(CaptureError, match="topic t, partition 0 has brought nothing"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.broker.memory_log import MemoryRecord
-from streamproc.records import Batch, BatchReport, Cause, Failure
+from streamproc.records import Batch, BatchReport, Cause, Failure, TopicPartition
 from streamproc.replay import marks
 from streamproc.replay.dead_letters import Fault, Faults, Letter, LetterError, Selection, normalised, read_letter
 from streamproc.runtime.envelopes import dead_letter_row
@@ -37,7 +37,9 @@ def letter_of(
     record = MemoryRecord("in", 3, 4_711, 1_000 + at, key, value, tuple(headers))
     report = BatchReport(Batch(1, task, [], 0.0, 0.0, "size", 1.0), worker=2, metrics=b"{}", attempts=4)
     failure = Failure(cause, "execute", kind, message, "  File x\nValueError")
-    timestamp, key, cut, written = dead_letter_row(record, failure, report, limit_bytes)
+    timestamp, key, cut, written = dead_letter_row(
+        TopicPartition(record.topic, record.partition), record, failure, report, limit_bytes
+    )
     assert timestamp is not None
     value = None if cut is None else bytes(cut)
     found = read_letter(MemoryRecord("in.dead", 0, at, timestamp, key, value, tuple(written)))

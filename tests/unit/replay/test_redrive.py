@@ -59,7 +59,13 @@ def bury(
     value = b'{"id": %d}' % number if value is None else value
     record = MemoryRecord(topic, at, number, 1_000 + number, key, value, headers)
     report = BatchReport(Batch(1, "text", [], 0.0, 0.0, "size", 1.0), worker=0, metrics=b"{}", attempts=1)
-    timestamp, key, cut, written = dead_letter_row(record, Failure(cause, "execute", "E", "no"), report, limit_bytes)
+    timestamp, key, cut, written = dead_letter_row(
+        TopicPartition(record.topic, record.partition),
+        record,
+        Failure(cause, "execute", "E", "no"),
+        report,
+        limit_bytes,
+    )
     return broker.append(
         "in.dead",
         None if cut is None else bytes(cut),

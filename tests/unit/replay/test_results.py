@@ -9,7 +9,7 @@ import pytest
 
 from streamproc.broker.interface import Headers
 from streamproc.broker.memory_log import MemoryRecord
-from streamproc.records import Batch, BatchReport, Cause, Failure
+from streamproc.records import Batch, BatchReport, Cause, Failure, TopicPartition
 from streamproc.replay.marks import Source, mark
 from streamproc.replay.results import read
 from streamproc.runtime.codec import Envelope
@@ -17,6 +17,7 @@ from streamproc.runtime.envelopes import dead_letter_row, result_row
 
 METRICS = b'{"batch_size":4,"execution_times":{"preprocess":0.1,"execute":2.0},"total_execution_time":2.1}'
 REPORT = BatchReport(Batch(7, "text", (), 0.0, 1.0, "size", 1.0), 0, METRICS, attempts=1)
+PARTITION = TopicPartition("texts", 3)
 INPUT = MemoryRecord("texts", 3, 41, 1_000, b"k", b'{"text":"fine"}', (("trace", b"7"),))
 
 
@@ -34,11 +35,12 @@ def enveloped(headers: Headers = (), result: Any = None, source: MemoryRecord = 
 
 
 def failed(record: MemoryRecord = INPUT, cause: Cause = Cause.EXCEPTION) -> MemoryRecord:
-    row = dead_letter_row(record, Failure(cause, "execute", "ValueError", "no"), REPORT, 1_000_000)
+    partition = TopicPartition(record.topic, record.partition)
+    row = dead_letter_row(partition, record, Failure(cause, "execute", "ValueError", "no"), REPORT, 1_000_000)
     return written(row, "texts.dead")
 
 
-@pytest.mark.parametrize("record", [enveloped(), written(result_row(INPUT, b'{"label":"good"}', REPORT))])
+@pytest.mark.parametrize("record", [enveloped(), written(result_row(PARTITION, INPUT, b'{"label":"good"}', REPORT))])
 def test_a_result_tells_its_source_its_output_and_its_batch_in_either_envelope(record: MemoryRecord) -> None:
     found = read(record)
     assert found is not None
@@ -54,7 +56,7 @@ def test_the_source_of_a_replayed_record_is_the_one_that_was_captured() -> None:
     replayed = MemoryRecord("texts", 0, 0, 1_000, b"k", INPUT.value, tuple(headers))
     for record in (
         enveloped(headers),
-        written(result_row(replayed, b"{}", REPORT)),
+        written(result_row(PARTITION, replayed, b"{}", REPORT)),
         failed(replayed),
     ):
         found = read(record)
@@ -73,13 +75,15 @@ def test_a_dead_letter_tells_its_cause_whatever_its_value_is() -> None:
 
 def test_a_result_of_a_record_that_was_a_dead_letter_before_is_a_result() -> None:
     again = MemoryRecord("texts", 3, 50, 1_000, b"k", INPUT.value, failed().headers)
-    found = read(written(result_row(again, b"{}", REPORT)))
+    found = read(written(result_row(PARTITION, again, b"{}", REPORT)))
     assert found is not None
     assert (found.cause, found.source) == (None, Source("texts", 3, 50))
 
 
 def test_a_dead_letter_of_a_record_that_was_a_result_before_is_a_dead_letter() -> None:
-    chained = MemoryRecord("next", 0, 2, 1_000, b"k", b"{}", written(result_row(INPUT, b"{}", REPORT)).headers)
+    chained = MemoryRecord(
+        "next", 0, 2, 1_000, b"k", b"{}", written(result_row(PARTITION, INPUT, b"{}", REPORT)).headers
+    )
     found = read(failed(chained))
     assert found is not None
     assert (found.cause, found.source) == ("exception", Source("next", 0, 2))
@@ -93,7 +97,7 @@ def test_a_record_without_a_source_is_nobodys_result() -> None:
 def test_a_value_that_is_no_json_is_kept_byte_for_byte() -> None:
     values = []
     for value in (b"plain", b"\xff\xfe"):
-        found = read(MemoryRecord("t", 0, 0, 1, None, value, tuple(result_row(INPUT, b"", REPORT)[3])))
+        found = read(MemoryRecord("t", 0, 0, 1, None, value, tuple(result_row(PARTITION, INPUT, b"", REPORT)[3])))
         assert found is not None
         values.append(found.value)
     assert values == [{"$text": "plain"}, {"$base64": "//4="}]

@@ -5,18 +5,19 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproc.records import BatchReport, Cause, Failure
+from streamproc.records import BatchReport, Cause, Failure, TopicPartition
 from streamproc.runtime.codec import shorten
 from streamproc.runtime.envelopes import dead_letter_row, row_bytes
 from tests.support.spans import FakeRecord, batch, lease, span
 
 REPORT = BatchReport(batch([span(lease(), 0, 1)], attempt=4), worker=2, metrics=b"{}", attempts=4)
 RAISED = Failure(Cause.EXCEPTION, "execute", "ValueError", "it is wrong", traceback='  File "a.py", line 3\nValueError')
+PARTITION = TopicPartition("in", 0)
 RECORD = FakeRecord(offset=7, key=b"k", value=b"x" * 2_000, headers=[("theirs", b"1")])
 
 
 def headers(failure: Failure, limit_bytes: int = 1_000_000) -> dict[str, bytes | None]:
-    return dict(dead_letter_row(RECORD, failure, REPORT, limit_bytes)[3])
+    return dict(dead_letter_row(PARTITION, RECORD, failure, REPORT, limit_bytes)[3])
 
 
 def test_a_dead_letter_says_why_where_and_after_how_many_attempts() -> None:
@@ -43,9 +44,9 @@ def test_a_record_that_the_backend_never_saw_was_attempted_once() -> None:
 
 
 def test_the_traceback_is_left_out_before_anything_of_the_record_is_cut() -> None:
-    whole = row_bytes(dead_letter_row(RECORD, RAISED, REPORT, 1_000_000))
+    whole = row_bytes(dead_letter_row(PARTITION, RECORD, RAISED, REPORT, 1_000_000))
     for limit in range(whole - 500, whole + 400):
-        _, key, value, found = dead_letter_row(RECORD, RAISED, REPORT, limit)
+        _, key, value, found = dead_letter_row(PARTITION, RECORD, RAISED, REPORT, limit)
         assert row_bytes((None, key, value, found)) <= limit
         if ("streamproc-error-traceback", RAISED.traceback.encode()) not in found:
             continue
@@ -83,7 +84,7 @@ def test_any_dead_letter_fits_and_says_what_was_cut(
 ) -> None:
     record = FakeRecord(offset=2**63 - 1, topic=topic, key=key, value=value, headers=headers)
     row = dead_letter_row(
-        record, Failure(Cause.EXCEPTION, "transform_outputs", kind, message, traceback), REPORT, limit
+        PARTITION, record, Failure(Cause.EXCEPTION, "transform_outputs", kind, message, traceback), REPORT, limit
     )
     assert row_bytes(row) <= limit
     marks = dict(row[3])
@@ -109,7 +110,9 @@ def test_any_dead_letter_fits_and_says_what_was_cut(
 
 def test_a_long_message_of_wide_characters_is_cut_to_a_small_topic() -> None:
     message = "😀" * 1_000
-    row = dead_letter_row(FakeRecord(1), Failure(Cause.EXCEPTION, "execute", "ValueError", message), REPORT, 2_048)
+    row = dead_letter_row(
+        PARTITION, FakeRecord(1), Failure(Cause.EXCEPTION, "execute", "ValueError", message), REPORT, 2_048
+    )
     assert row_bytes(row) <= 2_048
     said = dict(row[3])["streamproc-error-message"]
     assert said is not None
