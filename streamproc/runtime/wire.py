@@ -160,11 +160,11 @@ def batch_parts(spans: Sequence[Span]) -> tuple[list[bytes | memoryview], int]:
 
 @dataclass(slots=True)
 class BatchBody:
-    """A batch as the worker sees it; ``values`` are slices of the frame, None where the record's value is null."""
+    """A batch as the worker sees it: slices of the frame; a value is None where the record's is null."""
 
     values: list[memoryview | None]
-    offsets: Sequence[int]
-    timestamps: Sequence[int]
+    offsets: memoryview
+    timestamps: memoryview
 
 
 def decode_batch(body: memoryview | bytes, count: int) -> BatchBody:
@@ -174,15 +174,14 @@ def decode_batch(body: memoryview | bytes, count: int) -> BatchBody:
         raise WireError(f"a batch of {count} records in {len(view)} bytes")
     lengths = view[: 8 * count].cast("q").tolist()
     payload = view[24 * count :]
-    ends = list(accumulate([max(0, length) for length in lengths], initial=0))
+    has_nulls = NULL_SIZE in lengths
+    ends = list(accumulate([max(0, length) for length in lengths] if has_nulls else lengths, initial=0))
     if ends[-1] != len(payload) or min(lengths, default=0) < NULL_SIZE:
         raise WireError(f"a batch whose values have {ends[-1]} bytes, and {len(payload)} came")
     values: list[memoryview | None] = [payload[start:stop] for start, stop in pairwise(ends)]
-    if NULL_SIZE in lengths:
+    if has_nulls:
         values = [None if length == NULL_SIZE else value for length, value in zip(lengths, values, strict=True)]
-    return BatchBody(
-        values, view[8 * count : 16 * count].cast("q").tolist(), view[16 * count : 24 * count].cast("q").tolist()
-    )
+    return BatchBody(values, view[8 * count : 16 * count].cast("q"), view[16 * count : 24 * count].cast("q"))
 
 
 def reply_parts(statuses: bytes, values: Sequence[bytes]) -> tuple[list[bytes | memoryview], int]:
