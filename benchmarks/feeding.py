@@ -149,11 +149,11 @@ async def one_worker(backend: str, *, envelope: str, config: dict[str, object] |
         feeder.on_room()
 
     events = PoolEvents(
-        on_reply=lambda reply: feeder.on_reply(reply),
-        on_failed=lambda *told: feeder.on_failed(*told),
+        on_reply=lambda reply: feeder.on_reply(reply),  # noqa: PLW0108 - the feeder is made after the pool
+        on_failed=lambda *told: feeder.on_failed(*told),  # noqa: PLW0108 - as above
         on_room=on_room,
         on_restart=lambda cause: feeder.fail(AssertionError(f"the worker was started again: {cause}")),
-        on_fatal=lambda error: feeder.on_fatal(error),
+        on_fatal=lambda error: feeder.on_fatal(error),  # noqa: PLW0108 - as above
     )
     pool = Pool(settings, setup, events, time.monotonic)
     feeder = Feeder(pool)

@@ -42,7 +42,7 @@ OTHERS = [f"other_{number}" for number in range(4)]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing that both do: packflow's way, ours, and, of outputs, the least that Python needs. ``target`` is a ratio."""
+    """One thing that both do, and of outputs the least that Python needs for it; ``target`` is a ratio."""
 
     name: str
     packflow: Callable[[], Any]
@@ -60,7 +60,7 @@ def flat_records(*, mixed: bool) -> list[dict[str, Any]]:
                 name: chance.randrange(1_000) if mixed and number % 4 == 0 else chance.random()
                 for number, name in enumerate(FIELDS)
             },
-            **{name: f"text {index}" for name in OTHERS},
+            **dict.fromkeys(OTHERS, f"text {index}"),
         }
         for index in range(BATCH)
     ]
@@ -188,20 +188,23 @@ def differs(theirs: Any, ours: Any) -> str | None:
         theirs = theirs.item()
     if type(theirs) is not type(ours):
         return f"{type(theirs).__name__} and {type(ours).__name__}"
-    if isinstance(theirs, np.ndarray):
-        if (theirs.dtype, theirs.shape) != (ours.dtype, ours.shape):
-            return f"{theirs.dtype}{theirs.shape} and {ours.dtype}{ours.shape}"
-        return differs(theirs.tolist(), ours.tolist())
-    if isinstance(theirs, dict):
-        if list(theirs) != list(ours):
-            return f"keys {list(theirs)} and {list(ours)}"
-        theirs, ours = list(theirs.values()), list(ours.values())
-    if isinstance(theirs, list):
+    if isinstance(theirs, np.ndarray) and (theirs.dtype, theirs.shape) != (ours.dtype, ours.shape):
+        return f"{theirs.dtype}{theirs.shape} and {ours.dtype}{ours.shape}"
+    if isinstance(theirs, dict) and list(theirs) != list(ours):
+        return f"keys {list(theirs)} and {list(ours)}"
+    if isinstance(theirs, np.ndarray | dict | list):
+        theirs, ours = _items(theirs), _items(ours)
         if len(theirs) != len(ours):
             return f"{len(theirs)} items and {len(ours)}"
         found = (f"[{at}]: {why}" for at, (a, b) in enumerate(zip(theirs, ours, strict=True)) if (why := differs(a, b)))
         return next(found, None)
     return None if repr(theirs) == repr(ours) else f"{theirs!r} and {ours!r}"
+
+
+def _items(value: Any) -> list[Any]:
+    return (
+        list(value.values()) if isinstance(value, dict) else value.tolist() if isinstance(value, np.ndarray) else value
+    )
 
 
 def run(case: Case, rounds: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ reads and writes JSON in Python can do with less.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import platform
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import uvloop
 
 from benchmarks.feeding import TASK, TOPIC, Feeder, one_worker, spans_of
 from benchmarks.passthrough import value
@@ -124,8 +124,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=600)
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
-    taken = asyncio.run(compare(arguments.rounds, arguments.batches))
-    shares = {name: asyncio.run(steps(envelope, arguments.batches)) for name, envelope in ENVELOPES.items()}
+    taken = uvloop.run(compare(arguments.rounds, arguments.batches))
+    shares = {name: uvloop.run(steps(envelope, arguments.batches)) for name, envelope in ENVELOPES.items()}
     report(taken, shares, print)
     if arguments.json:
         about: dict[str, Any] = {"python": platform.python_version(), "orjson": orjson.__version__, "batch": BATCH}

@@ -21,6 +21,7 @@ every byte of the body is accounted for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import mmap
 import os
@@ -106,13 +107,8 @@ class Segment:
             view[position:end] = part
             position = end
 
-    def read(self, size: int) -> bytes:
-        """A private copy of the first ``size`` bytes. Raises WireError where there are not so many."""
-        with self.view(size) as view:
-            return bytes(view)
-
     def view(self, size: int) -> memoryview:
-        """The first ``size`` bytes themselves: for a moment, since a segment that is looked at cannot grow or close.
+        """The first ``size`` bytes themselves, until the other side writes the next body.
 
         Raises WireError where there are not so many.
         """
@@ -122,17 +118,21 @@ class Segment:
 
     def close(self) -> None:
         """Unmap and close; the memory is released when the other side does the same or ends."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        self._unmap()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
+    def _unmap(self) -> None:
+        if self._map is not None:
+            # Where somebody still looks (an exception that the user's code keeps holds frames) it goes with the view.
+            with contextlib.suppress(BufferError):
+                self._map.close()
+            self._map = None
+
     def _mapped(self, size: int, *, grow: bool) -> mmap.mmap:
         if self._map is None or len(self._map) < size:
-            if self._map is not None:
-                self._map.close()
+            self._unmap()
             if grow and os.fstat(self.fd).st_size < size:
                 os.ftruncate(self.fd, size)
             self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)

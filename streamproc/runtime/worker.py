@@ -50,6 +50,7 @@ from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.records import Cause, Failure, Status
 from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_all, encode_failure, shorten
+from streamproc.runtime.heap import keep_freed_memory
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
     MAX_REPLY_VALUE_BYTES,
@@ -368,7 +369,8 @@ class Worker:
     def _answer(self, frame: Frame) -> None:
         head = frame.head
         if (size := head.get("shared")) is not None:
-            frame.body = self._inbound[head["slot"]].read(size)
+            # Read where it is: the parent writes to this segment again only after the answer.
+            frame.body = self._inbound[head["slot"]].view(size)
         count = sum(span[2] for span in head["spans"])
         started = time.monotonic()
         try:
@@ -478,6 +480,7 @@ def main() -> None:
     """The entry of a worker process: the descriptors of its socket and of its segments are its arguments."""
     _die_with_parent()
     _go_before_the_parent()
+    keep_freed_memory()
     # Ctrl-C reaches the whole terminal group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A service manager may send SIGTERM to every process of the service; the parent drains, and ends the workers.
