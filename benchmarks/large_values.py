@@ -101,6 +101,7 @@ def pipe(work: Work) -> Iterator[Submit]:
     ours, theirs = context.Pipe(duplex=True)
     process = context.Process(target=_serve, args=(theirs, work), daemon=True)
     process.start()
+    theirs.close()  # so that a process that ends is noticed
 
     def submit(values: Sequence[bytes]) -> Callable[[], list[Any]]:
         ours.send(values)
