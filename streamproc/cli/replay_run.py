@@ -122,9 +122,11 @@ def run(
         raise typer.BadParameter("--backend needs --output FILE for the results")
     from streamproc.replay.capture_file import read_capture  # noqa: PLC0415 - --help needs it not
     from streamproc.replay.run import make_run_id  # noqa: PLC0415 - as above
-    from streamproc.runtime.process_tuning import tune_for_records  # noqa: PLC0415 - as above
+    from streamproc.runtime.cycles import look_for_cycles_seldom  # noqa: PLC0415 - as above
+    from streamproc.runtime.heap import keep_freed_memory  # noqa: PLC0415 - as above
 
-    tune_for_records()
+    look_for_cycles_seldom()
+    keep_freed_memory()
 
     asked = _Asked(
         file=file,

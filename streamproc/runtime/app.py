@@ -20,7 +20,8 @@ from streamproc.broker.interface import Connections
 from streamproc.observe.http import create_app
 from streamproc.observe.logs import configure_logging
 from streamproc.observe.server import Sidecar
-from streamproc.runtime.process_tuning import tune_for_records
+from streamproc.runtime.cycles import look_for_cycles_seldom
+from streamproc.runtime.heap import keep_freed_memory
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.startup import declared_topics, warn_of_memory, worker_setup
 from streamproc.settings import Settings
@@ -77,7 +78,8 @@ def run_app(settings: Settings) -> int:
         StreamprocError: what kept the processor from starting, or ended it.
     """
     configure_logging(settings.logging, sys.stderr)
-    tune_for_records()
+    look_for_cycles_seldom()
+    keep_freed_memory()
     return uvloop.run(_run(settings))
 
 

@@ -118,7 +118,7 @@ def _round_trip(take: Take) -> None:
         for (spans, values), asked, answered in zip(bodies, received[::2], received[1::2], strict=True):
             _same_batch(spans, asked.body)
             segment.write([asked.body], len(asked.body))
-            _same_batch(spans, segment.read(len(asked.body)))
+            _same_batch(spans, segment.view(len(asked.body)))
             _same_reply(spans, values, answered.body)
             segment.write([answered.body], len(answered.body))
             with segment.view(len(answered.body)) as view:

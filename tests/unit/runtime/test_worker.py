@@ -134,6 +134,16 @@ def test_outputs_are_counted_by_what_they_hold(outputs: list[Any]) -> None:
     assert (failure.cause, failure.kind) == (Cause.OUTPUT, "WrongOutputCount")
 
 
+def test_a_backend_that_takes_records_out_of_its_inputs_has_answered_too_few() -> None:
+    def script(inputs: list[Any]) -> Any:
+        del inputs[0]
+        return inputs
+
+    frame = answer(Scripted(script))
+    assert frame.kind is Kind.FAILED
+    assert failure_of(frame.head["failure"]).kind == "WrongOutputCount"
+
+
 @pytest.mark.parametrize(
     "metrics",
     [
