@@ -152,24 +152,6 @@ def encode(output: Any) -> bytes:
         return orjson.dumps(output, ensure_native_types, _ENCODE | orjson.OPT_NON_STR_KEYS)
 
 
-def encode_failure(failure: Failure) -> bytes:
-    """One record's failure as JSON, to cross the wire; only that of a batch has a traceback."""
-    return orjson.dumps(
-        {"cause": failure.cause, "stage": failure.stage, "kind": failure.kind, "message": failure.message}
-    )
-
-
-def decode_failure(value: bytes | memoryview) -> Failure:
-    """The failure that ``encode_failure`` wrote. Raises ValueError, KeyError or TypeError where it did not."""
-    return failure_of(orjson.loads(value))
-
-
-def failure_of(fields: Any) -> Failure:
-    """The failure that these fields, as JSON has them, tell of. Raises ValueError, KeyError or TypeError."""
-    cause, traceback = Cause(fields["cause"]), str(fields.get("traceback", ""))
-    return Failure(cause, str(fields["stage"]), str(fields["kind"]), str(fields["message"]), traceback)
-
-
 class Envelope:
     """Wraps the results of one batch: result, metrics, source and task in one object.
 

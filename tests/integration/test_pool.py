@@ -20,7 +20,7 @@ import yaml
 
 from streamproc.errors import StreamprocError, WorkerStartError
 from streamproc.records import Batch, Failure, Span, Status, value_sizes
-from streamproc.runtime.codec import decode_failure
+from streamproc.runtime.failures import decode_failure
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
 from streamproc.runtime.wire import Kind, encode_frame
 from streamproc.settings import PoolSettings

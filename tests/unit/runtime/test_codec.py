@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.records import Cause, Failure
-from streamproc.runtime.codec import Envelope, Schema, decode, decode_failure, encode, encode_failure
+from streamproc.runtime.codec import Envelope, Schema, decode, encode
+from streamproc.runtime.failures import decode_failure, encode_failure
 
 MAX_VALUE_BYTES = 1_000_000
 GOOD = b'{"id": 1}'
