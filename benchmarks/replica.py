@@ -122,9 +122,8 @@ class Replica:
 
     def log(self) -> list[tuple[float, str]]:
         """Its log: seconds since its start, and the message."""
-        lines = [
-            json.loads(line) for line in self._log.read_text(encoding="utf-8").splitlines() if line.startswith("{")
-        ]
+        written = self._log.read_text(encoding="utf-8").splitlines()
+        lines = [json.loads(line) for line in written if line.startswith("{") and line.endswith("}")]
         return [(datetime.fromisoformat(it["ts"]).timestamp() - self.started_at, it["message"]) for it in lines]
 
     def log_tail(self, lines: int = 20) -> str:

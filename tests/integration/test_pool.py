@@ -61,7 +61,7 @@ async def running_pool(backend: str = "Scripted", **options: Any) -> AsyncIterat
             }
         },
         "shared_memory_threshold_bytes": options.get("shared_memory_threshold_bytes", 262_144),
-        "logging": {"level": "error"},
+        "logging": {"level": "error", "format": "json"},
     }
     events = PoolEvents(
         on_reply=seen.replies.append,
