@@ -36,14 +36,13 @@ TOPIC = "startup"
 READY_S, HELP_S = 1.5, 0.3
 """The targets."""
 STEPS = {
-    "the sidecar answers": "the sidecar answers",
-    "Kafka is reached, the worker started": "is starting",
+    "the sidecar answers": "^the sidecar answers",
     "the worker is initialized": "initialized in",
-    "joining the group": "joining group",
+    "Kafka is reached, joining the group": "joining group",
     "partitions are assigned": "assigned in group",
-    "ready, says the log": "ready",
+    "ready, says the log": "^ready$",
 }
-"""Steps of the start, and what of a message in the log says that each is done."""
+"""Steps of the start, and which message in the log says that each is done."""
 IMPORTS = {
     "streamproc --help": ["-m", "streamproc", "--help"],
     "streamproc run": ["-c", "import streamproc.cli.run, streamproc.settings_loading, streamproc.runtime.app"],
@@ -57,8 +56,8 @@ def steps_of(log: Iterable[tuple[float, str]]) -> dict[str, float]:
     """When each step was done first, of those that the log tells, in their order."""
     found: dict[str, float] = {}
     for seconds, message in log:
-        for step, part in STEPS.items():
-            if step not in found and part in message:
+        for step, pattern in STEPS.items():
+            if step not in found and re.search(pattern, message):
                 found[step] = seconds
     return dict(sorted(found.items(), key=lambda it: it[1]))
 
