@@ -67,6 +67,7 @@ PATHS = ("/metrics", "/livez", "/status")
 ALLOWED_MS, SIDECAR_MS = 10.0, 50.0
 """The targets: p99 at most ``max_wait_ms`` and this, and the sidecar's p99."""
 STALLED_AFTER_S = 20.0
+COMPLAINT_CHARS = 2_000
 FIRST_ID, FIRST_DUE = 10**9, 10**16
 """Added to numbers and to nanoseconds, so that all have as many digits, and a result is read by position."""
 _HEAD = b'{"id":%d,"due":%d,"pad":"'
@@ -248,7 +249,7 @@ class Process:
         """What it found, once it has ended."""
         said, complained = self._process.communicate()
         if self._process.returncode:
-            raise SystemExit(f"{self._role} failed:\n{complained}")
+            raise SystemExit(f"{self._role} failed:\n{complained[-COMPLAINT_CHARS:]}")
         return json.loads(said.splitlines()[-1])
 
     def end(self) -> None:
