@@ -453,7 +453,7 @@ def _through_backend(replaying: _Replaying, config: Path | None, task: str | Non
     # The processor's own news (a worker that starts, a partition that is assigned) are none here.
     level = "error" if replaying.asked.quiet else "warning"
     settings = settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": level})})
-    configure_logging(settings.logging, sys.stderr)
+    configure_logging(sys.stderr, **settings.logging.model_dump())
     topics = settings.topics_of(name)
     with outputs.opened({"results": topics.results, "dead": topics.dead, "metrics": topics.metrics}) as writers:
         run_async(lambda: _process(replaying, settings, name, writers))

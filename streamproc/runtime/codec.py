@@ -176,24 +176,6 @@ def encode_all(outputs: Sequence[dict[Any, Any]]) -> list[bytes] | None:
         return None
 
 
-def encode_failure(failure: Failure) -> bytes:
-    """One record's failure as JSON, to cross the wire; only that of a batch has a traceback."""
-    return orjson.dumps(
-        {"cause": failure.cause, "stage": failure.stage, "kind": failure.kind, "message": failure.message}
-    )
-
-
-def decode_failure(value: bytes | memoryview) -> Failure:
-    """The failure that ``encode_failure`` wrote. Raises ValueError, KeyError or TypeError where it did not."""
-    return failure_of(orjson.loads(value))
-
-
-def failure_of(fields: Any) -> Failure:
-    """The failure that these fields, as JSON has them, tell of. Raises ValueError, KeyError or TypeError."""
-    cause, traceback = Cause(fields["cause"]), str(fields.get("traceback", ""))
-    return Failure(cause, str(fields["stage"]), str(fields["kind"]), str(fields["message"]), traceback)
-
-
 class Envelope:
     """Wraps the results of a batch: result, metrics, source and task in one object.
 

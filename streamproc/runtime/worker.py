@@ -49,7 +49,8 @@ from streamproc.errors import (
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.records import Cause, Failure, Status
-from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_all, encode_failure, shorten
+from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_all, shorten
+from streamproc.runtime.failures import encode_failure
 from streamproc.runtime.heap import keep_freed_memory
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
@@ -65,7 +66,6 @@ from streamproc.runtime.wire import (
     reply_parts,
     write_frame,
 )
-from streamproc.settings import LoggingSettings
 
 READY_POLL_S = 0.25
 READY_CHECK_S = 5.0
@@ -316,7 +316,7 @@ class Worker:
         setup = read_frame(self._connection, 0)
         if setup is None or setup.kind is not Kind.SETUP:
             return 0
-        configure_logging(LoggingSettings.model_validate(setup.head["logging"]), sys.stderr, worker=setup.head["index"])
+        configure_logging(sys.stderr, **setup.head["logging"], worker=setup.head["index"])
         begun = time.perf_counter()
         try:
             self._set_up(setup.head)

@@ -22,7 +22,7 @@ import orjson
 
 from streamproc.errors import StreamprocError
 from streamproc.records import Batch, Cause, Failure, Span, Status, value_sizes
-from streamproc.runtime.codec import encode_failure
+from streamproc.runtime.failures import encode_failure
 from streamproc.runtime.pool import Pool, PoolEvents, Reply, Worker
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,

@@ -12,15 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.records import Cause, Failure
-from streamproc.runtime.codec import (
-    Envelope,
-    Schema,
-    _has_long_digit_run,
-    decode,
-    decode_failure,
-    encode,
-    encode_failure,
-)
+from streamproc.runtime.codec import Envelope, Schema, _has_long_digit_run, decode, encode
+from streamproc.runtime.failures import decode_failure, encode_failure
 
 MAX_VALUE_BYTES = 1_000_000
 GOOD = b'{"id": 1}'

@@ -14,7 +14,7 @@ import pytest
 
 from streamproc import InferenceBackend, RecordError
 from streamproc.records import Cause, Span, Status, value_sizes
-from streamproc.runtime.codec import decode_failure, failure_of
+from streamproc.runtime.failures import decode_failure, failure_of
 from streamproc.runtime.wire import Frame, FrameReceiver, Kind, batch_parts, decode_reply
 from streamproc.runtime.worker import TaskRunner, Worker
 from tests.support.spans import FakeRecord, lease
