@@ -66,12 +66,16 @@ def test_only_what_grew_by_more_than_it_may_is_told_of() -> None:
 
 
 def test_two_runs_count_the_same() -> None:
+    """But for a few: times that were measured are longer or shorter as text."""
     counted = []
     for _ in range(2):
         tally = Tally()
         run_processor(LARGE_RECORDS, value, tally)
         counted.append(tally.by_module())
-    assert counted[0] == counted[1]
+    first, second = counted
+    assert first.keys() == second.keys()
+    for module, counts in first.items():
+        assert counts == pytest.approx(second[module], rel=0.01, abs=50), module
     assert {"runtime/source", "runtime/ledger", "runtime/worker", "runtime/sink"} <= set(counted[0])
     assert not any(module.startswith("broker/memory") for module in counted[0])
 
