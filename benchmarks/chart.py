@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
@@ -23,16 +23,18 @@ class Line:
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> str:
-    """The chart; both axes begin at zero."""
-    x_step = nice_step(max(x for line in lines for x, _ in line.points), TICKS)
+def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *, log_x: bool = False) -> str:
+    """The chart; both axes begin at zero, or the one to the right at the least value, where it is logarithmic."""
+    xs = [x for line in lines for x, _ in line.points]
     y_step = nice_step(max(y for line in lines for _, y in line.points), TICKS)
-    x_max = _end(max(x for line in lines for x, _ in line.points), x_step)
     y_max = _end(max(y for line in lines for _, y in line.points), y_step)
+    x_ticks = _powers(min(xs), max(xs)) if log_x else _steps(max(xs))
+    scale: Callable[[float], float] = math.log if log_x else float
+    x_min, x_max = scale(x_ticks[0]), scale(x_ticks[-1])
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
-            LEFT + x / x_max * (WIDTH - LEFT - RIGHT),
+            LEFT + (scale(x) - x_min) / (x_max - x_min) * (WIDTH - LEFT - RIGHT),
             HEIGHT - BOTTOM - y / y_max * (HEIGHT - TOP - BOTTOM),
         )
 
@@ -45,18 +47,30 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) ->
         _text(LEFT, TOP - 8, y_label, anchor="end"),
     ]
     for number in range(round(y_max / y_step) + 1):
-        (x, y), (end, _) = at(0, number * y_step), at(x_max, 0)
+        (x, y), (end, _) = at(x_ticks[0], number * y_step), at(x_ticks[-1], 0)
         parts.append(f'<path d="M{x:.1f} {y:.1f}H{end:.1f}" stroke="#d0d7de"/>')
         parts.append(_text(x - 8, y + 4, f"{number * y_step:g}", anchor="end"))
-    for number in range(round(x_max / x_step) + 1):
-        x, y = at(number * x_step, 0)
-        parts.append(_text(x, y + 18, f"{number * x_step:g}"))
+    for tick in x_ticks:
+        x, y = at(tick, 0)
+        parts.append(_text(x, y + 18, f"{tick:g}"))
     for line, colour in zip(lines, COLOURS, strict=False):
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in (at(*point) for point in line.points))
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         _, y = at(*line.points[-1])
         parts.append(_text(WIDTH - RIGHT + 8, y + 4, line.name, anchor="start", colour=colour))
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _steps(most: float) -> list[float]:
+    step = nice_step(most, TICKS)
+    return [number * step for number in range(round(_end(most, step) / step) + 1)]
+
+
+def _powers(least: float, most: float) -> list[float]:
+    """Powers of ten, or of two where there would be few, from the least value or below it to the most or above it."""
+    base = 10 if most / least >= 1_000 else 2
+    first, last = math.floor(math.log(least, base) + 1e-9), math.ceil(math.log(most, base) - 1e-9)
+    return [float(base) ** power for power in range(first, max(last, first + 1) + 1)]
 
 
 def _end(most: float, step: float) -> float:

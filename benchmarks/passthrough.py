@@ -37,7 +37,8 @@ from streamproc.broker.producer import KafkaProducer
 from streamproc.broker.reader import KafkaReader
 from streamproc.records import TopicPartition
 from streamproc.runtime.app import Application
-from streamproc.runtime.process_tuning import tune_for_records
+from streamproc.runtime.cycles import look_for_cycles_seldom
+from streamproc.runtime.heap import keep_freed_memory
 from streamproc.settings import KafkaSettings, Settings
 
 PARTITIONS = 6
@@ -156,7 +157,8 @@ async def ours(bootstrap: str, output: str, records: int, delivery: str) -> dict
             "http": {"port": 0},
         }
     )
-    tune_for_records()
+    look_for_cycles_seldom()
+    keep_freed_memory()
     application = Application(settings)
     task = application.processor.tasks["main"]
 

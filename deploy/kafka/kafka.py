@@ -295,8 +295,14 @@ class KafkaCluster:
         self._ends(node, time.monotonic() + 10)
 
     def pause(self, node: int) -> None:
-        """Stop one node's clock (SIGSTOP): its connections stay open and nobody answers."""
+        """Stop one node's clock (SIGSTOP): its connections stay open and nobody answers.
+
+        Returns once it stands still: on a busy machine its threads may run on for a moment.
+        """
         self._signal(node, signal.SIGSTOP)
+        pid = self.pid(node)
+        if pid is not None:
+            _wait_for(lambda: _stands_still(pid), time.monotonic() + 5)
 
     def resume(self, node: int) -> None:
         """Let a paused node go on."""
@@ -542,6 +548,16 @@ def _last_lines(text: str, count: int) -> str:
     # Without the frames of Java's stack traces, of which there are more than of what they belong to.
     lines = [line for line in text.strip().splitlines() if not line.startswith("\tat ")]
     return "\n".join(lines[-count:])
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether every thread of a process is stopped; nothing to wait for where the system does not tell."""
+    states = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            # After the name, which is in parentheses and may hold anything.
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+    return all(state in "Tt" for state in states)
 
 
 def _command_line(pid: int) -> str:

@@ -10,12 +10,14 @@ is there already; without features, the whole record follows. What is missing or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any, Protocol
 
+from streamproc.backend.compiled import compile_flat_selection, compile_nested_selection
 from streamproc.backend.configuration import BackendConfig
 from streamproc.backend.paths import copy_dicts, find_collisions, flatten_record, read_field, write_field
-from streamproc.backend.shapes import Flattener, PlainRecords
+from streamproc.backend.shapes import Flattener, PlainRecords, read_plain
 from streamproc.errors import PreprocessorRuntimeError
 
 
@@ -109,23 +111,46 @@ class ReferencePlan:
 
 
 class FlattenPlan:
-    """Flatten, then rename and filter by flat names."""
+    """Flatten, then rename and filter by flat names. Where only some names are asked for, plain records stay nested."""
 
     def __init__(self, config: BackendConfig) -> None:
         self._renames = list(config.rename_fields.items())
         self._features = config.feature_names
         self._reference = ReferencePlan(config)
-        self._flatten_all = Flattener(config.nested_field_delimiter, flatten_lists=config.flatten_lists).flatten_all
+        delimiter = config.nested_field_delimiter
+        self._flatten_all = Flattener(delimiter, flatten_lists=config.flatten_lists).flatten_all
         self._only_flattens = not config.rename_fields and not config.feature_names
+        # A list that is flattened has names too, which a plain record does not tell.
+        self._reads_names = bool(config.feature_names) and not config.flatten_lists
+        self._plain = PlainRecords(delimiter)
+        self._paths = {name: name.split(delimiter) for name in [*config.rename_fields, *config.feature_names]}
+        provided = set(config.rename_fields.values())
+        fields = [(new, old) for old, new in self._renames]
+        fields += [(name, name) for name in dict.fromkeys(config.feature_names) if name not in provided]
+        self._select_given = compile_nested_selection(
+            [((new,), self._paths[old]) for new, old in fields], keeps_all=False, refuses_dicts=True
+        )
 
     def __call__(self, records: Sequence[Any], /) -> list[Any]:
         """The records as the configuration asks for them."""
-        if not all(type(record) is dict for record in records):
+        if not set(map(type, records)) <= {dict}:
             return self._reference(records)
+        if self._reads_names:
+            all_plain = self._plain.has_all(records)
+            return [self._select(record, is_plain=all_plain or self._plain.has(record)) for record in records]
         flattened = self._flatten_all(records)
         if self._only_flattens:
             return flattened
         return [_select_flat(flat, self._renames, self._features) for flat in flattened]
+
+    def _select(self, record: dict[Any, Any], *, is_plain: bool) -> dict[Any, Any]:
+        if not is_plain:
+            (flat,) = self._flatten_all([record])
+        elif (selected := self._select_given(record)) is not None:
+            return selected
+        else:
+            flat = {name: read_plain(record, path) for name, path in self._paths.items()}
+        return _select_flat(flat, self._renames, self._features)
 
 
 class FlatPlan:
@@ -135,47 +160,16 @@ class FlatPlan:
         self._select_slowly = ReferencePlan(config).select_all
         renames, features = config.rename_fields, config.feature_names
         new_names = set(renames.values())
-        self._keeps_all = not features
+        fields = [(new, old) for old, new in renames.items()]
+        fields += [(feature, feature) for feature in dict.fromkeys(features) if feature not in new_names]
         # A feature that a rename provides is read from its own name only where the rename finds nothing.
-        self._has_fallbacks = not new_names.isdisjoint(features)
-        self._features = [feature for feature in dict.fromkeys(features) if feature not in new_names]
-        self._renames = [(new, old) for old, new in renames.items()]
+        self._select_all = compile_flat_selection(
+            fields, keeps_all=not features, has_fallbacks=not new_names.isdisjoint(features)
+        )
 
     def __call__(self, records: Sequence[Any], /) -> list[Any]:
         """The records as the configuration asks for them."""
-        renames, features, has_fallbacks, keeps_all = (
-            self._renames,
-            self._features,
-            self._has_fallbacks,
-            self._keeps_all,
-        )
-        selected: list[Any] = []
-        for record in records:
-            if type(record) is not dict:
-                selected += self._select_slowly([record])
-                continue
-            kept: dict[Any, Any] = {}
-            try:
-                for new, old in renames:
-                    value = record[old]
-                    if value is not None:
-                        kept[new] = value
-                    elif has_fallbacks:
-                        raise KeyError(old)  # noqa: TRY301 None and missing are the same here
-                for feature in features:
-                    value = record[feature]
-                    if value is not None:
-                        kept[feature] = value
-            except KeyError:
-                if has_fallbacks:
-                    selected += self._select_slowly([record])
-                    continue
-                kept = {new: value for new, old in renames if (value := record.get(old)) is not None}
-                kept |= {feature: value for feature in features if (value := record.get(feature)) is not None}
-            if keeps_all:
-                kept.update(record)
-            selected.append(kept)
-        return selected
+        return self._select_all(records, self._select_slowly)
 
 
 class NestedPlan:
@@ -183,7 +177,7 @@ class NestedPlan:
 
     def __init__(self, config: BackendConfig) -> None:
         self._reference = ReferencePlan(config)
-        self._is_plain = PlainRecords(config.nested_field_delimiter).has
+        self._plain = PlainRecords(config.nested_field_delimiter)
         self._checks_collisions = self._reference.uses_nested_names() and not config.ignore_delimiter_collisions
         self._keeps_all = not config.feature_names
         renames, features = config.rename_fields, dict.fromkeys(config.feature_names)
@@ -193,19 +187,26 @@ class NestedPlan:
         split = config.nested_field_delimiter
         self._steps = [_Step(old.split(split), new.split(split), is_fallback=False) for old, new in renames.items()]
         self._steps += [_Step(name.split(split), name.split(split), is_fallback=name in provided) for name in features]
+        # Where nothing is missing no fallback is needed.
+        fields = [([*step.parents, step.last], step.source) for step in self._steps if not step.is_fallback]
+        self._select_given = compile_nested_selection(
+            [] if self._is_intricate else fields, keeps_all=self._keeps_all, refuses_dicts=False
+        )
 
     def __call__(self, records: Sequence[Any], /) -> list[Any]:
         """The records as the configuration asks for them."""
         if self._is_intricate:
             return self._reference(records)
-        plain = [self._is_plain(record) for record in records]
-        if not all(plain) and self._checks_collisions:
+        all_plain = self._plain.has_all(records)
+        plain: Iterable[bool] = repeat(True) if all_plain else [self._plain.has(record) for record in records]
+        if not all_plain and self._checks_collisions:
             for record in records:
                 self._reference.refuse_collisions(record)
         selected: list[Any] = []
-        for record, is_plain in zip(records, plain, strict=True):
+        for record, is_plain in zip(records, plain):  # noqa: B905 - one of them has no end
             if is_plain:
-                selected.append(self._select(record))
+                given = self._select_given(record)
+                selected.append(self._select(record) if given is None else given)
             else:
                 selected += self._reference.select_all([record])
         return selected

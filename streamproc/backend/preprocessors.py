@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from operator import itemgetter
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from streamproc.backend.arrays import to_array
+from streamproc.backend.compiled import compile_rows
 from streamproc.backend.configuration import BackendConfig, InputFormats
 from streamproc.backend.paths import flatten_record
 from streamproc.backend.plans import choose_plan
-from streamproc.backend.shapes import PlainRecords
+from streamproc.backend.shapes import PlainRecords, read_plain
 from streamproc.errors import PreprocessorInitError, PreprocessorRuntimeError, UnknownPreprocessorError
 from streamproc.logger import get_logger
 
@@ -86,9 +87,13 @@ class NumpyPreprocessor(Preprocessor):
         old_names = {new: old for old, new in config.rename_fields.items()}
         self.features = [old_names.get(feature, feature) for feature in config.feature_names]
         self._delimiter = config.nested_field_delimiter or "."
-        self._is_plain = PlainRecords(self._delimiter).has
-        self._paths = [_split(feature, self._delimiter) for feature in self.features]
-        self._get_row = itemgetter(*self.features)
+        self._plain = PlainRecords(self._delimiter)
+        # A rename may have an old name that is no text; it is a key, and cannot be nested.
+        self._paths = [name.split(self._delimiter) if isinstance(name, str) else [name] for name in self.features]
+        self._read_keys = self._read_paths = None
+        if all(type(name) is str for name in self.features):
+            self._read_keys = compile_rows([[name] for name in self.features])
+            self._read_paths = compile_rows(self._paths)
 
     def process(self, raw_inputs: Any) -> np.ndarray[Any, Any]:
         """The batch as an array."""
@@ -96,41 +101,25 @@ class NumpyPreprocessor(Preprocessor):
             raise ValueError(f"the inputs must be a list of dicts, not {type(raw_inputs).__name__}")  # noqa: TRY004 as below
         return to_array(self._rows(raw_inputs))
 
-    def _rows(self, records: list[Any]) -> list[Any]:
-        # A key of just that name goes before a nested path, so that where all are keys nothing else matters.
+    def _rows(self, records: list[Any]) -> Sequence[Sequence[Any]]:
         # Exact dicts only: others may answer for a key that they do not have.
-        if set(map(type, records)) == {dict}:
-            try:
+        if self._read_keys is not None and self._read_paths is not None and set(map(type, records)) <= {dict}:
+            # A key of just that name goes before a nested path, so that where all are keys nothing else matters.
+            with suppress(KeyError):
                 return self._read_keys(records)
-            except KeyError:
-                pass  # some record has no such key
-        is_plain, read_plain = self._is_plain, self._read_plain
+            if self._plain.has_all(records):
+                with suppress(KeyError, TypeError):
+                    rows = self._read_paths(records)
+                    if len(rows) == len(records):
+                        return rows
         return [
-            read_plain(record) if is_plain(record) else self._read_any(record, index)
+            self._read_plain(record) if self._plain.has(record) else self._read_any(record, index)
             for index, record in enumerate(records)
         ]
 
-    def _read_keys(self, records: list[dict[Any, Any]]) -> list[Any]:
-        rows = list(map(self._get_row, records))
-        # For a single feature itemgetter gives the bare value.
-        return rows if len(self.features) > 1 else [[value] for value in rows]
-
     def _read_plain(self, record: dict[str, Any]) -> list[Any]:
-        row = []
-        for path in self._paths:
-            value: Any = record
-            try:
-                for part in path:
-                    value = value[part]
-            except (KeyError, TypeError):
-                # TypeError: a leaf where the name expects a dict. In a plain record a leaf takes no text as its index.
-                value = None
-            else:
-                # A nested name reaches values, not the dicts that flattening would take apart.
-                if type(value) is dict and value and len(path) > 1:
-                    value = None
-            row.append(value)
-        return row
+        # A key of the record is read as it is, even where it is a dict.
+        return [record.get(path[0]) if len(path) == 1 else read_plain(record, path) for path in self._paths]
 
     def _read_any(self, record: Any, index: int) -> list[Any]:
         if not isinstance(record, dict):
@@ -146,11 +135,6 @@ class NumpyPreprocessor(Preprocessor):
                 flat = flatten_record(record, self._delimiter)
             row.append(flat.get(feature))
         return row
-
-
-def _split(feature: Any, delimiter: str) -> Sequence[Any]:
-    # A rename may have an old name that is no text; it is a key, and cannot be nested.
-    return feature.split(delimiter) if isinstance(feature, str) else (feature,)
 
 
 _BY_FORMAT: dict[InputFormats, type[Preprocessor]] = {

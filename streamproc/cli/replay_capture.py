@@ -109,9 +109,11 @@ def capture(
     )
     if quiet:
         logging.getLogger("streamproc").setLevel(logging.ERROR)
-    from streamproc.runtime.process_tuning import tune_for_records  # noqa: PLC0415 - --help needs it not
+    from streamproc.runtime.cycles import look_for_cycles_seldom  # noqa: PLC0415 - --help needs it not
+    from streamproc.runtime.heap import keep_freed_memory  # noqa: PLC0415 - as above
 
-    tune_for_records()
+    look_for_cycles_seldom()
+    keep_freed_memory()
     run = _Run(kafka_settings(config, bootstrap_servers), asked, output, quiet=quiet)
     run.prepare(mask or [], salt_file, mask_unreadable, resume=resume, force=force)
     try:

@@ -122,9 +122,11 @@ def run(
         raise typer.BadParameter("--backend needs --output FILE for the results")
     from streamproc.replay.capture_file import read_capture  # noqa: PLC0415 - --help needs it not
     from streamproc.replay.run import make_run_id  # noqa: PLC0415 - as above
-    from streamproc.runtime.process_tuning import tune_for_records  # noqa: PLC0415 - as above
+    from streamproc.runtime.cycles import look_for_cycles_seldom  # noqa: PLC0415 - as above
+    from streamproc.runtime.heap import keep_freed_memory  # noqa: PLC0415 - as above
 
-    tune_for_records()
+    look_for_cycles_seldom()
+    keep_freed_memory()
 
     asked = _Asked(
         file=file,
@@ -451,7 +453,7 @@ def _through_backend(replaying: _Replaying, config: Path | None, task: str | Non
     # The processor's own news (a worker that starts, a partition that is assigned) are none here.
     level = "error" if replaying.asked.quiet else "warning"
     settings = settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": level})})
-    configure_logging(settings.logging, sys.stderr)
+    configure_logging(sys.stderr, **settings.logging.model_dump())
     topics = settings.topics_of(name)
     with outputs.opened({"results": topics.results, "dead": topics.dead, "metrics": topics.metrics}) as writers:
         run_async(lambda: _process(replaying, settings, name, writers))

@@ -17,6 +17,11 @@ def run(config: ConfigOption = None) -> None:
 
     The environment overrides the settings file: STREAMPROC_KAFKA__BOOTSTRAP_SERVERS=kafka:9092.
     """
+    from streamproc.runtime.cycles import look_for_cycles_seldom  # noqa: PLC0415 - as below
+    from streamproc.runtime.heap import keep_freed_memory  # noqa: PLC0415 - as below
+
+    look_for_cycles_seldom()  # before the imports, which make what lasts
+    keep_freed_memory()
     from streamproc.runtime.app import run_app  # noqa: PLC0415 - imports the whole data path
     from streamproc.settings_loading import load_settings  # noqa: PLC0415 - as above
 

@@ -21,8 +21,6 @@ from typing import TextIO
 
 import orjson
 
-from streamproc.settings import LoggingSettings
-
 FIELDS = ("task", "topic", "partition", "offset", "worker", "batch")
 """What ``extra=`` may hold."""
 
@@ -44,13 +42,16 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def configure_logging(
-    settings: LoggingSettings,
     stream: TextIO,
     *,
+    level: str,
+    format: str,  # noqa: A002 - as the setting is called
     worker: int | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Write the log to ``stream``. A second call replaces the first; handlers of others stay.
+    """Write the log to ``stream``; ``level`` and ``format`` are those of the settings, which a worker does not import.
+
+    A second call replaces the first; handlers of others stay.
 
     In a worker process, ``worker`` is its index, and becomes a field of every line. By ``clock``, which does not go
     back, repetitions are folded.
@@ -60,7 +61,7 @@ def configure_logging(
     handler.addFilter(_Folded(clock))
     if worker is not None:
         handler.addFilter(_FromWorker(worker))
-    if settings.format == "json" or (settings.format == "auto" and not terminal):
+    if format == "json" or (format == "auto" and not terminal):
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(TextFormatter(colours=terminal and "NO_COLOR" not in os.environ, dates=not terminal))
@@ -68,10 +69,10 @@ def configure_logging(
     for old in [known for known in root.handlers if isinstance(known, _Handler)]:
         root.removeHandler(old)
     root.addHandler(handler)
-    level = logging.getLevelNamesMapping()[settings.level.upper()]
-    root.setLevel(level)
+    least = logging.getLevelNamesMapping()[level.upper()]
+    root.setLevel(least)
     for name in _QUIET:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+        logging.getLogger(name).setLevel(max(least, logging.WARNING))
 
 
 class _Folded(logging.Filter):

@@ -11,19 +11,19 @@ import logging
 import os
 import signal
 import sys
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import uvloop
 
 from streamproc.broker.connections import KafkaConnections
 from streamproc.broker.interface import Connections
-from streamproc.observe.http import create_app
 from streamproc.observe.logs import configure_logging
-from streamproc.observe.server import Sidecar
-from streamproc.runtime.process_tuning import tune_for_records
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.startup import declared_topics, warn_of_memory, worker_setup
 from streamproc.settings import Settings
+
+if TYPE_CHECKING:
+    from streamproc.observe.server import Sidecar
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +38,24 @@ class Application:
             worker_setup(settings, declared_topics(settings)),
             connections or KafkaConnections(settings.kafka),
         )
-        http = settings.http
-        app = create_app(self.processor, self.processor.metrics, http)
-        self.sidecar = Sidecar(app, http.host, http.port) if http.enabled else None
+        self.sidecar: Sidecar | None = None
+        """None until it is started, and where ``http.enabled`` is false."""
 
     async def start(self) -> None:
-        """Bind the sidecar's port, then start the processor: probes are answered while the workers load."""
-        if self.sidecar is not None:
+        """Launch the workers, bind the sidecar's port, then start the processor: probes are answered meanwhile."""
+        await self.processor.launch()
+        if self.processor.settings.http.enabled:
+            self.sidecar = self._make_sidecar()
             await self.sidecar.start()
         await self.processor.start()
+
+    def _make_sidecar(self) -> Sidecar:
+        # FastAPI takes longer to import than all else that the start does. By now the workers do their share beside it.
+        from streamproc.observe.http import create_app  # noqa: PLC0415 - as above
+        from streamproc.observe.server import Sidecar  # noqa: PLC0415 - as above
+
+        http = self.processor.settings.http
+        return Sidecar(create_app(self.processor, self.processor.metrics, http), http.host, http.port)
 
     async def stop(self) -> None:
         """Stop the processor, then the sidecar, which answers until the end."""
@@ -76,8 +85,7 @@ def run_app(settings: Settings) -> int:
     Raises:
         StreamprocError: what kept the processor from starting, or ended it.
     """
-    configure_logging(settings.logging, sys.stderr)
-    tune_for_records()
+    configure_logging(sys.stderr, **settings.logging.model_dump())
     return uvloop.run(_run(settings))
 
 

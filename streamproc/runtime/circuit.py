@@ -20,7 +20,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from streamproc.records import Failure, Outcome, Status
-from streamproc.runtime.codec import decode_failure
+from streamproc.runtime.failures import decode_failure
 from streamproc.settings import CircuitSettings
 
 BUCKETS = 30

@@ -33,7 +33,7 @@ from typing import Any
 
 from streamproc.errors import InternalError, StreamprocError, WorkerStartError
 from streamproc.records import Batch, Cause, Failure, Status
-from streamproc.runtime.codec import decode_failure, failure_of
+from streamproc.runtime.failures import decode_failure, failure_of
 from streamproc.runtime.memory_limits import OutOfMemoryKills, kill_counter
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
@@ -115,6 +115,8 @@ class Worker:
     start_message: str = ""
     start_hopeless: bool = False
     process: WorkerProcess | None = None
+    launched: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it has a process, or will have none."""
     sent: int = 0
     timer: asyncio.TimerHandle | None = None
     replaces: Worker | None = None
@@ -163,9 +165,11 @@ class Pool:
     # -- what the processor asks
 
     async def start(self) -> None:
-        """Start every worker; the event ``on_room`` says when one can take batches."""
+        """Start every worker's process; the event ``on_room`` says when one can take batches."""
         for index in range(self._settings.workers):
             self._spawn(index)
+        for worker in self.workers():
+            await worker.launched.wait()
 
     def idle(self) -> int:
         """How many workers are ready and have nothing to do."""
@@ -249,6 +253,7 @@ class Pool:
         except Exception as error:  # noqa: BLE001 - whatever it is, the processor must know
             self._events.on_fatal(InternalError(error, where="a worker's supervision"))
         finally:
+            worker.launched.set()
             self._cancel_timer(worker)
             self._kill(worker, "stopped")
             self._alive.discard(worker)
@@ -268,6 +273,7 @@ class Pool:
         )
         try:
             worker.process, worker.pid = process, process.pid
+            worker.launched.set()
             if self._stopping:
                 self._kill(worker, "stopped")
             process.write(encode_frame(Kind.SETUP, {**self._setup, "index": worker.index}))

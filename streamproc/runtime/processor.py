@@ -3,8 +3,8 @@
 This file and ``task_stream`` are the only ones that know all the stages. Dispatch is driven by events: records that
 arrived, an answer from a worker, a worker that became ready, a deadline that passed; between them the processor sleeps.
 
-Start: reach Kafka and its topics, start the workers, and join the groups once a worker is initialized: a replica whose
-       model does not load takes no partition from the others.
+Start: launch the workers, reach Kafka and its topics while they load, and join the groups once a worker is initialized:
+       a replica whose model does not load takes no partition from the others.
 Stop:  drain the tasks (nothing new is taken, what is in flight is settled) for at most ``shutdown_timeout_s``; then
        commit, leave the groups and end the workers, for at most ``CLOSE_TIMEOUT_S``; the sidecar last. What is not
        settled by then is not committed, and is read again after the next start. After a failure nothing is drained.
@@ -75,6 +75,7 @@ class Processor:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._timer: tuple[float, asyncio.TimerHandle] | None = None
         self._dispatch_scheduled = False
+        self._launched = False
         self._ticking: asyncio.Task[None] | None = None
         self._draining = False
         self._stopped = False
@@ -104,12 +105,18 @@ class Processor:
 
     # -- life
 
+    async def launch(self) -> None:
+        """Start the workers' processes, as ``start`` does first, where it has not been done; ``stop`` ends them."""
+        if not self._launched:
+            self._launched = True
+            await self.pool.start()
+
     async def start(self) -> None:
-        """Reach Kafka, start the workers, join the groups. Raises StreamprocError; then ``stop`` cleans up."""
+        """Launch the workers, reach Kafka, join the groups. Raises StreamprocError; then ``stop`` cleans up."""
+        await self.launch()
         await self._connections.probe()
         for task in self.tasks.values():
             await task.connect()
-        await self.pool.start()
         self._ticking = asyncio.get_running_loop().create_task(self._tick(), name="tick")
         await self._unless_it_ends(self.pool.initialized.wait())
         for task in self.tasks.values():

@@ -175,17 +175,20 @@ class TaskStream:
     async def connect(self) -> None:
         """Connect the producer and look at the topics. Raises BrokerError, TopicMissingError."""
         await self._producer.start()
-        known = {}
-        for topic in (self.topics.results, self.topics.dead, self.topics.metrics):
-            limit = await self._producer.max_message_bytes(topic)
-            known[topic] = OutputTopic(
-                topic, await self._producer.partition_count(topic), limit or DEFAULT_MAX_MESSAGE_BYTES
-            )
+        written = dict.fromkeys((self.topics.results, self.topics.dead, self.topics.metrics))
+        topics = [*written, *(topic for topic in self.topics.inputs if topic not in written)]
+        # All at once: a client asks for metadata ten times a second at most.
+        counts = dict(zip(topics, await asyncio.gather(*map(self._producer.partition_count, topics)), strict=True))
+        limits = await asyncio.gather(*map(self._producer.max_message_bytes, written))
+        known = {
+            topic: OutputTopic(topic, counts[topic], limit or DEFAULT_MAX_MESSAGE_BYTES)
+            for topic, limit in zip(written, limits, strict=True)
+        }
         self._sink = Sink(
             self._producer,
             self.topics,
             known=known,
-            input_partitions={topic: await self._producer.partition_count(topic) for topic in self.topics.inputs},
+            input_partitions={topic: counts[topic] for topic in self.topics.inputs},
             partition_of_key=self._connections.partition_of_key,
             events=SinkEvents(
                 self._on_settled,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from streamproc.errors import TaskStoppedError
 from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import Cause, Failure, Outcome, Record, Status, TopicPartition
-from streamproc.runtime.codec import decode_failure
+from streamproc.runtime.failures import decode_failure
 from streamproc.settings import ErrorSettings, Then
 
 SAY_EVERY_S = 10.0

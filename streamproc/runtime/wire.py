@@ -21,6 +21,7 @@ every byte of the body is accounted for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import mmap
 import os
@@ -106,13 +107,8 @@ class Segment:
             view[position:end] = part
             position = end
 
-    def read(self, size: int) -> bytes:
-        """A private copy of the first ``size`` bytes. Raises WireError where there are not so many."""
-        with self.view(size) as view:
-            return bytes(view)
-
     def view(self, size: int) -> memoryview:
-        """The first ``size`` bytes themselves: for a moment, since a segment that is looked at cannot grow or close.
+        """The first ``size`` bytes themselves, until the other side writes the next body.
 
         Raises WireError where there are not so many.
         """
@@ -122,17 +118,21 @@ class Segment:
 
     def close(self) -> None:
         """Unmap and close; the memory is released when the other side does the same or ends."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        self._unmap()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
+    def _unmap(self) -> None:
+        if self._map is not None:
+            # Where somebody still looks (an exception that the user's code keeps holds frames) it goes with the view.
+            with contextlib.suppress(BufferError):
+                self._map.close()
+            self._map = None
+
     def _mapped(self, size: int, *, grow: bool) -> mmap.mmap:
         if self._map is None or len(self._map) < size:
-            if self._map is not None:
-                self._map.close()
+            self._unmap()
             if grow and os.fstat(self.fd).st_size < size:
                 os.ftruncate(self.fd, size)
             self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size)
@@ -162,11 +162,11 @@ def batch_parts(spans: Sequence[Span]) -> tuple[list[bytes | memoryview], int]:
 
 @dataclass(slots=True)
 class BatchBody:
-    """A batch as the worker sees it; ``values`` are slices of the frame, None where the record's value is null."""
+    """A batch as the worker sees it: slices of the frame; a value is None where the record's is null."""
 
     values: list[memoryview | None]
-    offsets: Sequence[int]
-    timestamps: Sequence[int]
+    offsets: memoryview
+    timestamps: memoryview
 
 
 def decode_batch(body: memoryview | bytes, count: int) -> BatchBody:
@@ -176,15 +176,14 @@ def decode_batch(body: memoryview | bytes, count: int) -> BatchBody:
         raise WireError(f"a batch of {count} records in {len(view)} bytes")
     lengths = view[: 8 * count].cast("q").tolist()
     payload = view[24 * count :]
-    ends = list(accumulate([max(0, length) for length in lengths], initial=0))
+    has_nulls = NULL_SIZE in lengths
+    ends = list(accumulate([max(0, length) for length in lengths] if has_nulls else lengths, initial=0))
     if ends[-1] != len(payload) or min(lengths, default=0) < NULL_SIZE:
         raise WireError(f"a batch whose values have {ends[-1]} bytes, and {len(payload)} came")
     values: list[memoryview | None] = [payload[start:stop] for start, stop in pairwise(ends)]
-    if NULL_SIZE in lengths:
+    if has_nulls:
         values = [None if length == NULL_SIZE else value for length, value in zip(lengths, values, strict=True)]
-    return BatchBody(
-        values, view[8 * count : 16 * count].cast("q").tolist(), view[16 * count : 24 * count].cast("q").tolist()
-    )
+    return BatchBody(values, view[8 * count : 16 * count].cast("q"), view[16 * count : 24 * count].cast("q"))
 
 
 def reply_parts(statuses: bytes, values: Sequence[bytes]) -> tuple[list[bytes | memoryview], int]:

@@ -49,7 +49,9 @@ from streamproc.errors import (
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.records import Cause, Failure, Status
-from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_failure, shorten
+from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_all, shorten
+from streamproc.runtime.failures import encode_failure
+from streamproc.runtime.heap import keep_freed_memory
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
     MAX_REPLY_VALUE_BYTES,
@@ -64,7 +66,6 @@ from streamproc.runtime.wire import (
     reply_parts,
     write_frame,
 )
-from streamproc.settings import LoggingSettings
 
 READY_POLL_S = 0.25
 READY_CHECK_S = 5.0
@@ -154,6 +155,7 @@ class TaskRunner:
             start += count
 
     def _run_backend(self, records: list[dict[str, Any]]) -> tuple[Sequence[Any], dict[str, Any]]:
+        wanted = len(records)
         try:
             # A list of the user's own type may count otherwise than it iterates.
             outputs = list(self._backend(records))
@@ -161,8 +163,8 @@ class TaskRunner:
         except BaseException as error:
             # Cancellations and exits are the user's as well: the worker itself is ended by other means.
             raise BatchFailedError(_describe(error, self._base_dir)) from error
-        if len(outputs) != len(records):
-            message = f"the backend answered {len(outputs)} outputs for {len(records)} records; return one per record"
+        if len(outputs) != wanted:
+            message = f"the backend answered {len(outputs)} outputs for {wanted} records; return one per record"
             raise BatchFailedError(Failure(Cause.OUTPUT, "output", "WrongOutputCount", message))
         if not are_metrics(metrics):
             message = (
@@ -179,24 +181,42 @@ class TaskRunner:
         outputs: Sequence[Any],
         metrics: bytes,
     ) -> tuple[bytes, list[bytes]]:
-        statuses = bytearray(len(decoded))
-        values: list[bytes] = []
-        remaining = iter(outputs)
-        index = 0
-        for topic, partition, count in spans:
-            middle = self._envelope.open(metrics, topic, partition) if self._envelope is not None else b""
-            for index in range(index, index + count):  # noqa: B020 - goes on where the span before ended
-                record = decoded[index]
-                result = record if isinstance(record, Failure) else _encode_output(next(remaining))
+        results = _encode_outputs(outputs)
+        if len(results) < len(decoded):
+            remaining = iter(results)
+            results = [record if isinstance(record, Failure) else next(remaining) for record in decoded]
+        values = self._wrap(spans, body, [it if type(it) is bytes else b"" for it in results], metrics)
+        statuses = bytearray(len(values))
+        if set(map(type, results)) != {bytes}:
+            for index, result in enumerate(results):
                 if isinstance(result, Failure):
                     statuses[index] = Status.FAILED
-                    values.append(encode_failure(result))
-                elif self._envelope is not None:
-                    values.append(self._envelope.wrap(result, middle, body.offsets[index], body.timestamps[index]))
-                else:
-                    values.append(result)
-            index += 1
+                    values[index] = encode_failure(result)
         return bytes(statuses), values
+
+    def _wrap(
+        self, spans: Sequence[tuple[str, int, int]], body: BatchBody, results: list[bytes], metrics: bytes
+    ) -> list[bytes]:
+        if self._envelope is None:
+            return results
+        offsets, timestamps = body.offsets.tolist(), body.timestamps.tolist()
+        values: list[bytes] = []
+        start = 0
+        for topic, partition, count in spans:
+            part = slice(start, start + count)
+            values += self._envelope.wrap(results[part], metrics, (topic, partition), offsets[part], timestamps[part])
+            start += count
+        return values
+
+
+def _encode_outputs(outputs: Sequence[Any]) -> Sequence[bytes | Failure]:
+    """Each output as JSON, or why there is none of it."""
+    if set(map(type, outputs)) == {dict}:
+        encoded = encode_all(outputs)
+        # One by one where anything is out of the ordinary: it says of which record, and why.
+        if encoded is not None and sum(map(len, encoded)) <= MAX_REPLY_VALUE_BYTES // 2:
+            return encoded
+    return [_encode_output(output) for output in outputs]
 
 
 def _encode_output(output: Any) -> bytes | Failure:
@@ -296,7 +316,7 @@ class Worker:
         setup = read_frame(self._connection, 0)
         if setup is None or setup.kind is not Kind.SETUP:
             return 0
-        configure_logging(LoggingSettings.model_validate(setup.head["logging"]), sys.stderr, worker=setup.head["index"])
+        configure_logging(sys.stderr, **setup.head["logging"], worker=setup.head["index"])
         begun = time.perf_counter()
         try:
             self._set_up(setup.head)
@@ -349,7 +369,8 @@ class Worker:
     def _answer(self, frame: Frame) -> None:
         head = frame.head
         if (size := head.get("shared")) is not None:
-            frame.body = self._inbound[head["slot"]].read(size)
+            # Read where it is: the parent writes to this segment again only after the answer.
+            frame.body = self._inbound[head["slot"]].view(size)
         count = sum(span[2] for span in head["spans"])
         started = time.monotonic()
         try:
@@ -459,6 +480,7 @@ def main() -> None:
     """The entry of a worker process: the descriptors of its socket and of its segments are its arguments."""
     _die_with_parent()
     _go_before_the_parent()
+    keep_freed_memory()
     # Ctrl-C reaches the whole terminal group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A service manager may send SIGTERM to every process of the service; the parent drains, and ends the workers.

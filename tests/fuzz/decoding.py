@@ -34,8 +34,9 @@ from streamproc import InferenceBackend, RecordError
 from streamproc.broker.producer import _Builder
 from streamproc.observe.logs import JsonFormatter
 from streamproc.records import Batch, BatchReport, Cause, Failure, Record, Span, Status, TopicPartition, value_sizes
-from streamproc.runtime.codec import MAX_MESSAGE_CHARS, decode, decode_failure
+from streamproc.runtime.codec import MAX_MESSAGE_CHARS, decode
 from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
+from streamproc.runtime.failures import decode_failure
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.pool import Reply, _answer
 from streamproc.runtime.pool import Worker as PoolWorker

@@ -22,7 +22,7 @@ import orjson
 
 from streamproc.errors import StreamprocError
 from streamproc.records import Batch, Cause, Failure, Span, Status, value_sizes
-from streamproc.runtime.codec import encode_failure
+from streamproc.runtime.failures import encode_failure
 from streamproc.runtime.pool import Pool, PoolEvents, Reply, Worker
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
@@ -118,7 +118,7 @@ def _round_trip(take: Take) -> None:
         for (spans, values), asked, answered in zip(bodies, received[::2], received[1::2], strict=True):
             _same_batch(spans, asked.body)
             segment.write([asked.body], len(asked.body))
-            _same_batch(spans, segment.read(len(asked.body)))
+            _same_batch(spans, segment.view(len(asked.body)))
             _same_reply(spans, values, answered.body)
             segment.write([answered.body], len(answered.body))
             with segment.view(len(answered.body)) as view:

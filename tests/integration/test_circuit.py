@@ -93,7 +93,7 @@ async def processing(
         "backend": {"path": settings.backend.path, "loader": "local", "base_dir": str(TESTS), "config": "{}"},
         "tasks": {"main": told, "other": told},
         "shared_memory_threshold_bytes": 262_144,
-        "logging": {"level": "error"},
+        "logging": {"level": "error", "format": "json"},
     }
     processor = Processor(settings, setup, broker, rng=random.Random(1), clock=clock or time.monotonic)
     try:

@@ -20,7 +20,7 @@ import yaml
 
 from streamproc.errors import StreamprocError, WorkerStartError
 from streamproc.records import Batch, Failure, Span, Status, value_sizes
-from streamproc.runtime.codec import decode_failure
+from streamproc.runtime.failures import decode_failure
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
 from streamproc.runtime.wire import Kind, encode_frame
 from streamproc.settings import PoolSettings
@@ -61,7 +61,7 @@ async def running_pool(backend: str = "Scripted", **options: Any) -> AsyncIterat
             }
         },
         "shared_memory_threshold_bytes": options.get("shared_memory_threshold_bytes", 262_144),
-        "logging": {"level": "error"},
+        "logging": {"level": "error", "format": "json"},
     }
     events = PoolEvents(
         on_reply=seen.replies.append,

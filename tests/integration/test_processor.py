@@ -53,7 +53,7 @@ def setup_for(settings: Settings) -> dict[str, Any]:
         "backend": {"path": settings.backend.path, "loader": "local", "base_dir": str(TESTS), "config": "{}"},
         "tasks": {"main": {"schemas": {}, "envelope": "full", "max_value_bytes": 100_000, "warmup": []}},
         "shared_memory_threshold_bytes": 262_144,
-        "logging": {"level": "error"},
+        "logging": {"level": "error", "format": "json"},
     }
 
 

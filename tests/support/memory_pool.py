@@ -44,7 +44,7 @@ async def main(group: Path) -> dict[str, Any]:
         },
         "tasks": {"text": {"schemas": {}, "envelope": "result", "max_value_bytes": 1_000, "warmup": []}},
         "shared_memory_threshold_bytes": 262_144,
-        "logging": {"level": "error"},
+        "logging": {"level": "error", "format": "json"},
     }
     failures: list[Failure] = []
     restarts: list[str] = []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproc.backend.arrays import _floats, to_array
+from streamproc.backend.arrays import _numbers, to_array
 
 
 def assert_same(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
@@ -27,7 +27,26 @@ def assert_same(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) ->
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.integers(1, 5).flatmap(lambda width: st.lists(st.tuples(*[st.floats()] * width), min_size=1, max_size=6)))
 def test_rows_of_floats_are_the_same_to_the_bit(rows: list[Any]) -> None:
-    assert _floats(rows, len(rows[0])) is not None
+    assert _numbers(rows, (float,) * len(rows[0])) is not None
+    assert_same(to_array(rows), np.array(rows))
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(st.lists(st.sampled_from([int, float]), min_size=1, max_size=6), st.data())
+def test_columns_of_integers_and_of_floats_are_the_same_to_the_bit(kinds: list[type], data: st.DataObject) -> None:
+    small = st.integers(-(2**31), 2**31 - 1)
+    row = st.tuples(*[small if kind is int else st.floats() for kind in kinds])
+    rows: list[Any] = data.draw(st.lists(row, min_size=1, max_size=6))
+    assert _numbers(rows, tuple(kinds)) is not None
+    assert_same(to_array(rows), np.array(rows))
+
+
+numbers = st.integers(-(2**66), 2**66) | st.floats() | st.booleans() | st.integers(-9, 9)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(st.integers(1, 4).flatmap(lambda width: st.lists(st.tuples(*[numbers] * width), min_size=1, max_size=5)))
+def test_numbers_of_any_kind_and_size_become_what_numpy_makes_of_them(rows: list[Any]) -> None:
     assert_same(to_array(rows), np.array(rows))
 
 
@@ -52,7 +71,7 @@ STRANGERS = [
 def test_one_value_of_another_type_decides_the_dtype_as_numpy_infers_it(stranger: Any, place: tuple[int, int]) -> None:
     rows: list[Any] = [[0.5, math.inf], [-0.0, math.nan], [1e-310, 2.0]]
     rows[place[0]][place[1]] = stranger
-    assert _floats(rows, 2) is None
+    assert _numbers(rows, (float, float)) is None
     assert_same(to_array(rows), np.array(rows))
 
 

@@ -61,6 +61,36 @@ def test_an_array_gives_what_its_rows_give_one_by_one(shape: tuple[int, ...], dt
     assert repr(ensure_valid_output(array)) == repr(ensure_valid_output(list(array)))
 
 
+@pytest.mark.parametrize(
+    "dtype", ["f8", "f4", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "g", "c16", "M8[s]"]
+)
+def test_scalars_of_one_kind_give_what_each_gives_alone(dtype: str) -> None:
+    numbers: list[float] = [0, 1, 2, 127]
+    if dtype in ("f8", "f4", "f2", "g", "c16"):
+        numbers += [1 / 3, float("inf"), float("-inf"), float("nan"), -0.0]
+    scalars = list(np.array(numbers).astype(dtype))
+    together = ensure_valid_output(scalars)
+    assert repr(together) == repr([{"output": scalar.tolist()} for scalar in scalars])
+    assert repr(together) == repr([ensure_valid_output([scalar, "other"])[0] for scalar in scalars])
+
+
+def test_what_only_claims_to_be_an_array_is_asked_each_time() -> None:
+    class Proxy:
+        def __init__(self, claim: type) -> None:
+            self.claim = claim
+
+        @property  # type: ignore[misc]  # as proxies do it
+        def __class__(self) -> Any:
+            return self.claim
+
+        def tolist(self) -> str:
+            return "listed"
+
+    assert ensure_native_types([Proxy(np.ndarray), Proxy(np.float64)]) == ["listed", "listed"]
+    number = Proxy(int)
+    assert ensure_native_types([number])[0] is number
+
+
 def test_an_array_of_no_dimension_has_no_rows() -> None:
     with pytest.raises(TypeError, match="0-d"):
         ensure_valid_output(np.array(5))
@@ -70,6 +100,12 @@ def test_objects_in_an_array_are_converted() -> None:
     array = np.empty(2, dtype=object)
     array[:] = [{"a": np.int64(1)}, (np.int64(2),)]
     assert ensure_valid_output(array) == [{"a": 1}, {"output": 2}]
+
+
+def test_objects_deeper_in_an_array_stay_what_they_are() -> None:
+    array = np.empty((2, 2), dtype=object)
+    array[:] = [[np.int64(1), None], ["a", 2]]
+    assert repr(ensure_valid_output(array)) == repr([{"output": [np.int64(1), None]}, {"output": ["a", 2]}])
 
 
 def test_a_record_error_stays_in_its_place() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from types import MappingProxyType
 from typing import Any
 
@@ -217,3 +218,44 @@ def test_every_plan_gives_what_the_reference_gives(config: dict[str, Any], batch
                 told.append(repr(error))
         assert told[0] == told[1]
         assert batch == before
+
+
+HOSTILE = ["'", '"', "\\", "\n", "{", "}", "v0", "r", "None", "'] + [", "\ud800", "é", "class", "%s", "#", "\x00"]
+any_key = st.text(max_size=4) | st.sampled_from(HOSTILE)
+flat_records = st.lists(st.dictionaries(any_key, scalars, max_size=5), max_size=4)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(flat_records, st.data())
+def test_names_are_data_whatever_is_in_them(batch: list[dict[str, Any]], data: st.DataObject) -> None:
+    known = sorted({key for record in batch for key in record}) or ["a"]
+    name = st.sampled_from(known) | any_key
+    config = {
+        "rename_fields": data.draw(st.dictionaries(name, any_key, max_size=3)),
+        "feature_names": data.draw(st.lists(name, max_size=4)),
+        "nested_field_delimiter": data.draw(st.sampled_from([".", "'", "\\", "]["])),
+        "flatten_nested_inputs": data.draw(st.booleans()),
+    }
+    model = BackendConfig(**config)
+    nested = [{"in": record, **record} for record in batch]
+    for each in (batch, nested):
+        told = []
+        for plan in (choose_plan(model), ReferencePlan(model)):
+            try:
+                told.append(repr(plan(each)))
+            except (PreprocessorRuntimeError, ValueError) as error:
+                told.append(repr(error))
+        assert told[0] == told[1]
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(records_, st.sampled_from([".", "..", ":"]))
+def test_a_batch_is_plain_where_each_of_its_records_is(batch: list[Any], delimiter: str) -> None:
+    batch_at_once, one_by_one = PlainRecords(delimiter), PlainRecords(delimiter)
+    for _ in range(2):
+        assert batch_at_once.has_all(batch) == all(one_by_one.has(record) for record in batch)
+
+
+def test_a_batch_with_something_else_than_records_in_it_is_not_plain() -> None:
+    assert not PlainRecords(".").has_all([{"a": 1}, [1]])
+    assert not PlainRecords(".").has_all([{"a": {"b": OrderedDict()}}])

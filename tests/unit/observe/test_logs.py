@@ -12,7 +12,6 @@ import orjson
 import pytest
 
 from streamproc.observe.logs import configure_logging
-from streamproc.settings import LoggingSettings
 
 logger = logging.getLogger("streamproc.pool")
 
@@ -35,7 +34,7 @@ def _the_loggers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def a_json_log(level: str = "info") -> io.StringIO:
     stream = io.StringIO()
-    configure_logging(LoggingSettings.model_validate({"level": level}), stream)
+    configure_logging(stream, level=level, format="auto")
     return stream
 
 
@@ -94,7 +93,7 @@ def test_what_the_fast_encoder_refuses_is_logged_all_the_same() -> None:
 
 def test_on_a_terminal_the_log_is_text_in_colours() -> None:
     stream = Terminal()
-    configure_logging(LoggingSettings(), stream)
+    configure_logging(stream, level="info", format="auto")
     logger.warning("worker died", extra={"worker": 3})
     assert re.fullmatch(
         r"\x1b\[2m\d\d:\d\d:\d\d\x1b\[0m \x1b\[33mwarning \x1b\[0m worker died  \x1b\[2mworker=3\x1b\[0m\n",
@@ -105,28 +104,28 @@ def test_on_a_terminal_the_log_is_text_in_colours() -> None:
 def test_colours_are_left_out_where_no_color_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     stream = Terminal()
-    configure_logging(LoggingSettings(), stream)
+    configure_logging(stream, level="info", format="auto")
     logger.error("no")
     assert re.fullmatch(r"\d\d:\d\d:\d\d error    no\n", stream.getvalue())
 
 
 def test_text_in_a_file_has_the_date_and_no_colours() -> None:
     stream = io.StringIO()
-    configure_logging(LoggingSettings(format="text"), stream)
+    configure_logging(stream, level="info", format="text")
     logging.getLogger("other.library").error("no", extra={"task": "text"})
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d error    other\.library: no  task=text\n", stream.getvalue())
 
 
 def test_json_on_a_terminal_is_json_where_the_settings_say_so() -> None:
     stream = Terminal()
-    configure_logging(LoggingSettings(format="json"), stream)
+    configure_logging(stream, level="info", format="json")
     logger.info("yes")
     assert only_entry(stream)["message"] == "yes"
 
 
 def test_text_cannot_steer_the_terminal_nor_forge_a_line() -> None:
     stream = Terminal()
-    configure_logging(LoggingSettings(format="text"), stream)
+    configure_logging(stream, level="info", format="text")
     logger.info("clear \x1b[2J and\n12:00:00 error    forged", extra={"topic": "a\nb"})
     first, second, third = stream.getvalue().splitlines()
     assert first.endswith("clear \\x1b[2J and")
@@ -136,7 +135,7 @@ def test_text_cannot_steer_the_terminal_nor_forge_a_line() -> None:
 
 def test_a_traceback_in_text_is_indented_below_its_line() -> None:
     stream = io.StringIO()
-    configure_logging(LoggingSettings(format="text"), stream)
+    configure_logging(stream, level="info", format="text")
     try:
         fail()
     except ValueError:
@@ -170,7 +169,7 @@ def test_a_second_call_replaces_the_first_and_leaves_the_handlers_of_others() ->
 
 def test_a_worker_says_which_it_is() -> None:
     stream = io.StringIO()
-    configure_logging(LoggingSettings(format="json"), stream, worker=3)
+    configure_logging(stream, level="info", format="json", worker=3)
     logging.getLogger("streamproc.worker").info("loading the model")
     assert orjson.loads(stream.getvalue())["worker"] == 3
 
@@ -178,7 +177,7 @@ def test_a_worker_says_which_it_is() -> None:
 @pytest.mark.parametrize("jump_s", [0, -5 * 86_400, 5 * 86_400])
 def test_the_kafka_clients_repetitions_are_folded_whatever_the_time_of_day_does(jump_s: int) -> None:
     stream, now = io.StringIO(), 0.0
-    configure_logging(LoggingSettings(format="json"), stream, clock=lambda: now)
+    configure_logging(stream, level="info", format="json", clock=lambda: now)
     client = logging.getLogger("aiokafka.conn")
     for now in (100.0, 101.0, 102.0, 111.0):
         record = client.makeRecord(

@@ -29,8 +29,7 @@ def written(row: Any, topic: str = "texts.results") -> MemoryRecord:
 def enveloped(headers: Headers = (), result: Any = None, source: MemoryRecord = INPUT) -> MemoryRecord:
     envelope = Envelope("text")
     encoded = orjson.dumps({"label": "good"} if result is None else result)
-    middle = envelope.open(METRICS, source.topic, source.partition)
-    value = envelope.wrap(encoded, middle, source.offset, source.timestamp)
+    (value,) = envelope.wrap([encoded], METRICS, (source.topic, source.partition), [source.offset], [source.timestamp])
     return written((None, b"k", value, list(headers)))
 
 

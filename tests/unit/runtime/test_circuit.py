@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streamproc.records import BatchReport, Cause, Failure, Outcome, Status
 from streamproc.runtime.circuit import BUCKETS, MAX_REASONS, Circuit
-from streamproc.runtime.codec import encode_failure
+from streamproc.runtime.failures import encode_failure
 from streamproc.settings import CircuitSettings
 from tests.support.spans import batch, lease, span
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.records import Cause, Failure
-from streamproc.runtime.codec import Envelope, Schema, decode, decode_failure, encode, encode_failure
+from streamproc.runtime.codec import Envelope, Schema, _has_long_digit_run, decode, encode
+from streamproc.runtime.failures import decode_failure, encode_failure
 
 MAX_VALUE_BYTES = 1_000_000
 GOOD = b'{"id": 1}'
@@ -80,6 +82,13 @@ def test_no_integer_ever_changes_silently(integers: list[int], padding: int) -> 
             assert record.kind == "IntegerTooLarge"
 
 
+@given(st.lists(st.text("0123456789", max_size=24) | st.text("ab/:", max_size=12), max_size=12).map("".join))
+@settings(max_examples=500, deadline=None)
+def test_nineteen_digits_in_a_row_are_seen_wherever_they_stand_and_no_fewer(text: str) -> None:
+    longest = max(map(len, re.findall("[0-9]+", text)), default=0)
+    assert _has_long_digit_run(memoryview(text.encode())) is (longest >= 19)
+
+
 def test_a_schema_violation_names_the_field_and_the_rule_and_not_the_data() -> None:
     schema = Schema("in", {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]})
     assert schema.check({"id": 1}) is None
@@ -108,16 +117,25 @@ def test_a_failure_makes_the_round_trip() -> None:
     assert decode_failure(encode_failure(failure)) == failure
 
 
-@given(st.text(), st.text(), st.integers(0, 999), st.integers(0, 2**62), st.integers(-(2**40), 2**60))
+numbers = st.tuples(st.integers(0, 2**62), st.integers(-(2**40), 2**60))
+
+
+@given(st.text(), st.text(), st.integers(0, 999), st.lists(numbers, min_size=1, max_size=4))
 @settings(max_examples=100, deadline=None)
 def test_the_envelope_is_what_the_design_says(
-    task: str, topic: str, partition: int, offset: int, timestamp: int
+    task: str, topic: str, partition: int, where: list[tuple[int, int]]
 ) -> None:
     envelope = Envelope(task)
-    middle = envelope.open(b'{"batch_size":1}', topic, partition)
-    assert json.loads(envelope.wrap(encode({"y": 2}), middle, offset, timestamp)) == {
-        "result": {"y": 2},
-        "metrics": {"batch_size": 1},
-        "source": {"topic": topic, "partition": partition, "offset": offset, "timestamp": timestamp},
-        "task": task,
-    }
+    results = [encode({"y": index}) for index in range(len(where))]
+    offsets, timestamps = [offset for offset, _ in where], [timestamp for _, timestamp in where]
+    for _ in range(2):
+        wrapped = envelope.wrap(results, b'{"batch_size":1}', (topic, partition), offsets, timestamps)
+        assert [json.loads(value) for value in wrapped] == [
+            {
+                "result": {"y": index},
+                "metrics": {"batch_size": 1},
+                "source": {"topic": topic, "partition": partition, "offset": offset, "timestamp": timestamp},
+                "task": task,
+            }
+            for index, (offset, timestamp) in enumerate(where)
+        ]

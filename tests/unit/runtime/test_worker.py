@@ -14,7 +14,7 @@ import pytest
 
 from streamproc import InferenceBackend, RecordError
 from streamproc.records import Cause, Span, Status, value_sizes
-from streamproc.runtime.codec import decode_failure, failure_of
+from streamproc.runtime.failures import decode_failure, failure_of
 from streamproc.runtime.wire import Frame, FrameReceiver, Kind, batch_parts, decode_reply
 from streamproc.runtime.worker import TaskRunner, Worker
 from tests.support.spans import FakeRecord, lease
@@ -132,6 +132,16 @@ def test_outputs_are_counted_by_what_they_hold(outputs: list[Any]) -> None:
     assert frame.kind is Kind.FAILED
     failure = failure_of(frame.head["failure"])
     assert (failure.cause, failure.kind) == (Cause.OUTPUT, "WrongOutputCount")
+
+
+def test_a_backend_that_takes_records_out_of_its_inputs_has_answered_too_few() -> None:
+    def script(inputs: list[Any]) -> Any:
+        del inputs[0]
+        return inputs
+
+    frame = answer(Scripted(script))
+    assert frame.kind is Kind.FAILED
+    assert failure_of(frame.head["failure"]).kind == "WrongOutputCount"
 
 
 @pytest.mark.parametrize(
