@@ -21,6 +21,7 @@ from streamproc.observe.http import create_app
 from streamproc.observe.logs import configure_logging
 from streamproc.observe.server import Sidecar
 from streamproc.runtime.cycles import look_for_cycles_seldom
+from streamproc.runtime.heap import keep_freed_memory
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.startup import declared_topics, warn_of_memory, worker_setup
 from streamproc.settings import Settings
@@ -78,6 +79,7 @@ def run_app(settings: Settings) -> int:
     """
     configure_logging(settings.logging, sys.stderr)
     look_for_cycles_seldom()
+    keep_freed_memory()
     return uvloop.run(_run(settings))
 
 
