@@ -184,11 +184,11 @@ def verifier(expected: Sequence[list[Any]], case: str) -> Callable[[Reply], None
 
 async def ours(case: str, batches: Sequence[Sequence[bytes]], count: int) -> float:
     """Seconds for so many batches by our pool, after it has warmed up."""
-    await_all = [spans_of(values) for values in batches]
+    spans = [spans_of(values) for values in batches]
     verify = verifier([WORK[case](values) for values in batches], case)
     async with one_worker(BACKENDS[case], envelope="result") as feeder:
-        await feeder.feed(await_all, WARMUP_BATCHES, verify)
-        return (await feeder.feed(await_all, count, verify)).wall_s
+        await feeder.feed(spans, WARMUP_BATCHES, verify)
+        return (await feeder.feed(spans, count, verify)).wall_s
 
 
 async def peak_bodies(case: str, batches: Sequence[Sequence[bytes]]) -> float:
@@ -240,8 +240,8 @@ def compare(case: str, rounds: int, count: int) -> dict[str, list[float]]:
 def main() -> None:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, default=40)
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()
     check_every_byte([values_of(number) for number in range(DISTINCT_BATCHES)])
