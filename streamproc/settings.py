@@ -108,7 +108,7 @@ class KafkaSettings(Section):
     """With exactly_once: a transaction that takes longer is aborted; it holds up its readers while it is open."""
     connect_timeout_s: float = Field(default=10.0, gt=0)
     """How long to try to reach a broker at start before giving up."""
-    fetch_max_bytes: int = Field(default=52_428_800, ge=1_024, le=INT32_MAX)
+    fetch_max_bytes: int = Field(default=8_388_608, ge=1_024, le=INT32_MAX)
     """The most that one fetch request brings from a broker."""
 
     @model_validator(mode="after")

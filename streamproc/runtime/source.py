@@ -17,7 +17,8 @@ from streamproc.broker.interface import Consumer
 from streamproc.records import Record, TopicPartition
 
 POLL_TIMEOUT_MS = 200
-MAX_POLL_RECORDS = 5_000
+MAX_POLL_RECORDS = 1_000
+"""A poll is parsed in one go, which nothing else of the event loop can interrupt: so many take about 4 ms."""
 REOPEN_AT = 0.25
 """How much of the shared half must be free before it is open again, so that it is not filled record by record."""
 LARGEST_KEPT = 7 / 8
