@@ -48,7 +48,7 @@ async def bare(task: Task) -> None:
     most = task.batch if task.work == "model" else POLLED
     pending: set[asyncio.Future[Any]] = set()
     while count < task.records:
-        polled = await consumer.getmany(timeout_ms=200, max_records=most)
+        polled = await consumer.getmany(timeout_ms=200, max_records=most if count else 1)
         if not polled:
             continue
         meter.begin()

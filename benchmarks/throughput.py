@@ -82,8 +82,10 @@ class Bench:
                 sizes[contestant.name] = nearest_size(workload.sizes, measured.rate)
         for number in range(0 if self.quick else rounds):
             for contestant in contestants:
-                if contestant.name in sizes:
-                    self.turn(workload, contestant, sizes[contestant.name], f"{number + 1}/{rounds}", counts=True)
+                if size := sizes.get(contestant.name):
+                    measured = self.turn(workload, contestant, size, f"{number + 1}/{rounds}", counts=True)
+                    if measured:
+                        sizes[contestant.name] = nearest_size(workload.sizes, measured.rate)
 
     def turn(
         self, workload: Workload, contestant: Contestant, records: int, what: str, *, counts: bool

@@ -106,7 +106,7 @@ def _json(record: Callable[[int], dict[str, Any]]) -> Callable[[int], bytes]:
     return lambda number: orjson.dumps(record(number))
 
 
-_IMAGES = (60, 240, 1_000, 2_000)
+_IMAGES = (100, 500, 2_000, 4_000)
 
 WORKLOADS = {
     workload.name: workload
@@ -129,7 +129,7 @@ WORKLOADS = {
             number=_id,
             result=large,
             is_json=True,
-            sizes=(1_000, 4_000, 12_000, 30_000),
+            sizes=(2_000, 8_000, 30_000, 60_000),
         ),
         Workload(
             name="image-150k",

@@ -53,7 +53,7 @@ def run(task: Task) -> None:
     most = task.batch if task.work == "model" else CONSUME
     count, committed_at = 0, time.monotonic()
     while count < task.records:
-        messages = consumer.consume(most, timeout=0.1)
+        messages = consumer.consume(most if count else 1, timeout=0.1)
         if not messages:
             continue
         meter.begin()

@@ -53,18 +53,21 @@ async def run(task: Task) -> None:
     else:
         broker = KafkaBroker(task.bootstrap, max_batch_size=MAX_BATCH_BYTES, **shared)
 
-    @broker.subscriber(  # type: ignore[untyped-decorator]  # FastStream is not installed where this is checked
+    subscriber = broker.subscriber(
         task.source,
         group_id=task.group,
         batch=True,
-        max_records=task.batch if task.work == "model" else BATCH,
+        max_records=1,  # the first alone begins the measurement
         auto_offset_reset="earliest",
         ack_policy=AckPolicy.MANUAL,
         decoder=as_it_is,
     )
+
+    @subscriber  # type: ignore[untyped-decorator]  # FastStream is not installed where this is checked
     async def handle(message: Any) -> None:
         nonlocal left
         meter.begin()
+        subscriber.max_records = task.batch if task.work == "model" else BATCH
         records = message.raw_message
         values = [record.value() for record in records] if is_confluent else [record.value for record in records]
         results = work.batch(values)

@@ -51,17 +51,23 @@ def run(task: Task) -> None:
     @app.agent(source)  # type: ignore[untyped-decorator]  # Faust is not installed where this is checked
     async def handle(stream: Any) -> None:
         left = task.records
+        stream.add_processor(first)
         async for values in stream.take(task.batch if task.work == "model" else BATCH, within=0.02):
-            meter.begin()
             await asyncio.gather(*[await output.send(value=value) for value in work.batch(values)])
             left -= len(values)
             if left == 0:
                 asyncio.get_running_loop().create_task(finish())
 
+    def first(value: bytes) -> bytes:
+        meter.begin()
+        return value
+
     async def finish() -> None:
         while app.consumer.unacked:
             await asyncio.sleep(0.005)
-        await app.consumer.commit()
+        # The first may do no more than wait for one that was under way.
+        for _ in range(2):
+            await app.consumer.commit()
         meter.end()
         # Faust's own way out takes seconds, and nothing is left to do.
         os._exit(0)
