@@ -195,18 +195,26 @@ def main() -> None:
     contestants = chosen(arguments.only)
     rounds = arguments.rounds or 5
     results = Results(conditions(rounds))
-    with kafka(arguments.bootstrap) as bootstrap:
-        bench = Bench(bootstrap, results, arguments.quick)
-        for name in arguments.workload or WORKLOADS:
-            bench.workload(WORKLOADS[name], contestants, arguments.rounds or (5 if name == MAIN else 3))
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "throughput.json").write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
-        (arguments.out / "throughput.svg").write_text(plot(results), encoding="utf-8")
-    if arguments.document:
-        text = arguments.document.read_text(encoding="utf-8")
-        arguments.document.write_text(replace_table(text, markdown(results)), encoding="utf-8")
-    show(results)
+    try:
+        with kafka(arguments.bootstrap) as bootstrap:
+            bench = Bench(bootstrap, results, arguments.quick)
+            for name in arguments.workload or WORKLOADS:
+                bench.workload(WORKLOADS[name], contestants, arguments.rounds or (5 if name == MAIN else 3))
+    finally:
+        # Whatever ends the run, what was measured until then is not lost.
+        keep(results, arguments.out, arguments.document)
+        show(results)
+
+
+def keep(results: Results, out: Path | None, document: Path | None) -> None:
+    """Write what is asked for."""
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "throughput.json").write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
+        (out / "throughput.svg").write_text(plot(results), encoding="utf-8")
+    if document:
+        text = document.read_text(encoding="utf-8")
+        document.write_text(replace_table(text, markdown(results)), encoding="utf-8")
 
 
 if __name__ == "__main__":
