@@ -264,3 +264,11 @@ def test_all_contestants_use_the_same_json_and_array_libraries() -> None:
             if name in pins:
                 pins[name].add(version)
     assert all(len(versions) == 1 for versions in pins.values()), pins
+
+
+def test_the_documents_table_is_the_kept_runs() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    (document,) = [it for it in docs.glob("performance*.md") if BEGIN in it.read_text(encoding="utf-8")]
+    kept = orjson.loads((docs / "performance" / "throughput.json").read_bytes())
+    text = document.read_text(encoding="utf-8")
+    assert replace_table(text, markdown(Results.from_json(kept))) == text
