@@ -49,8 +49,8 @@ format: install ## let ruff write the code as it wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## the parent's CPU per record against a bare aiokafka loop
-	$(BIN)/python -m benchmarks.passthrough
+bench: install ## every peer, two bare loops and streamproc in turns: 25 minutes, one table; WORKLOAD=json-223 for a part
+	$(BIN)/python -m benchmarks.throughput $(if $(WORKLOAD),--workload $(WORKLOAD))
 
 soak: install ## resident memory over RECORDS=5000000 records, and once more with workers killed; a graph of each in build/
 	@mkdir -p build

@@ -31,8 +31,8 @@ from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from benchmarks.passthrough import value
 from benchmarks.preprocessors import BATCH, preprocessor_cases
+from benchmarks.workloads import small_value
 from streamproc.backend import pipeline
 from streamproc.broker.memory import MemoryBroker
 from streamproc.records import TopicPartition
@@ -299,8 +299,8 @@ def run_processor(records: int, value_of: Callable[[int], bytes], tally: Tally |
 def processor_figures() -> Figures:
     """What a record takes in each module."""
     fewer, more = Tally(), Tally()
-    run_processor(FEWER, value, fewer)
-    run_processor(MORE, value, more)
+    run_processor(FEWER, small_value, fewer)
+    run_processor(MORE, small_value, more)
     before, after = fewer.by_module(), more.by_module()
     figures: Figures = {}
     for module in sorted(after):

@@ -22,7 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.passthrough import PARTITIONS, TOPIC, fill, value
+from benchmarks.kafka_run import PARTITIONS, fill
+from benchmarks.workloads import WORKLOADS
 from deploy.kafka.kafka import KafkaCluster
 from streamproc.broker.admin import KafkaAdmin
 from streamproc.broker.interface import NewTopic
@@ -33,7 +34,8 @@ from streamproc.replay.capture_file import write_capture
 from streamproc.replay.marks import Source, source_of
 from streamproc.settings import KafkaSettings
 
-FAST, PACED = "replay-fast", "replay-paced"
+SOURCE, FAST, PACED = "replay-source", "replay-fast", "replay-paced"
+WORKLOAD = WORKLOADS["json-223"]
 _FIRST_MS = 1_700_000_000_000
 
 
@@ -53,9 +55,8 @@ def write_random(path: Path, seconds: float, rate: float) -> list[PlacedRecord]:
     records: list[PlacedRecord] = []
     while now_ms < seconds * 1_000:
         number = len(records)
-        records.append(
-            PlacedRecord("random", number % PARTITIONS, number, _FIRST_MS + int(now_ms), None, value(number), [])
-        )
+        value = WORKLOAD.value(number)
+        records.append(PlacedRecord("random", number % PARTITIONS, number, _FIRST_MS + int(now_ms), None, value, []))
         now_ms += chance.expovariate(rate) * 1_000
     with write_capture(path) as writer:
         writer.write(records)
@@ -88,7 +89,7 @@ def measure(bootstrap: str, records: int, seconds: float, rate: float, directory
     settings = KafkaSettings(bootstrap_servers=bootstrap)
 
     async def prepare() -> None:
-        await fill(bootstrap, records)
+        await fill(bootstrap, SOURCE, WORKLOAD, records)
         async with KafkaAdmin(settings) as admin:
             await admin.create_topics(
                 [
@@ -99,7 +100,7 @@ def measure(bootstrap: str, records: int, seconds: float, rate: float, directory
 
     asyncio.run(prepare())
     capture, paced = directory / "capture.jsonl", directory / "paced.jsonl"
-    captured = call("replay", "capture", TOPIC, "-b", bootstrap, "-o", capture)
+    captured = call("replay", "capture", SOURCE, "-b", bootstrap, "-o", capture)
     fast = call("replay", "run", capture, "-b", bootstrap, "--to", FAST, "--max")
     assert len(asyncio.run(read(settings, FAST, records))) == records
     expected = write_random(paced, seconds, rate)

@@ -24,8 +24,8 @@ import orjson
 import uvloop
 
 from benchmarks.feeding import TASK, TOPIC, Feeder, one_worker, spans_of
-from benchmarks.passthrough import value
 from benchmarks.turns import ratio, spread
+from benchmarks.workloads import small_value
 from streamproc.records import Span
 from streamproc.runtime.pool import Reply
 
@@ -40,7 +40,7 @@ BUDGET_US = 3.5
 def batches() -> list[list[Span]]:
     """Some batches that differ."""
     return [
-        spans_of([value(number * BATCH + index) for index in range(BATCH)], 1_000_000 + number * BATCH)
+        spans_of([small_value(number * BATCH + index) for index in range(BATCH)], 1_000_000 + number * BATCH)
         for number in range(DISTINCT_BATCHES)
     ]
 
