@@ -49,7 +49,7 @@ format: install ## let ruff write the code as it wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## every peer, two bare loops and streamproc in turns: 25 minutes, one table; WORKLOAD=json-223 for a part
+bench: install ## every peer, two bare loops and streamproc in turns: 20 minutes, one table; WORKLOAD=json-223 for a part
 	$(BIN)/python -m benchmarks.throughput $(if $(WORKLOAD),--workload $(WORKLOAD))
 
 soak: install ## resident memory over RECORDS=5000000 records, and once more with workers killed; a graph of each in build/

@@ -162,13 +162,18 @@ def rows(results: Results, workload: str) -> Iterator[Row]:
             yield Row([contestant.title, "failed", "", "", "", ""], errors[0])
             continue
         rate = spread([run.rate for run in runs])
-        ratio = "" if bare is None else f"{rate.median / bare:.2f}"
+        ratio = "" if bare is None else ratio_text(rate.median / bare)
         remark = f"{len(errors)} of {len(errors) + len(runs)} runs failed: {errors[0]}" if errors else ""
         cells = [contestant.title, ratio, _rate(rate.median), f"{_rate(rate.least)} to {_rate(rate.most)}"]
         cells += [
             _microseconds(spread(its).median) for its in ([it.own_us for it in runs], [it.tree_us for it in runs])
         ]
         yield Row(cells, remark)
+
+
+def ratio_text(ratio: float) -> str:
+    """A ratio with two figures at least."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def _rate(rate: float) -> str:
@@ -201,8 +206,10 @@ class Target(NamedTuple):
 
 
 def targets(results: Results) -> list[Target]:
-    """The limits for the main workload: ratios of medians of one run."""
+    """The limits for the main workload: ratios of medians of one run; none where it was not run."""
     workload = next(iter(WORKLOADS))
+    if workload not in results.workloads():
+        return []
     ours = results.rate(workload, "streamproc-2")
 
     def against(*names: str) -> float | None:
@@ -246,8 +253,9 @@ def show(results: Results) -> None:
             if row.remark:
                 table.add_row(f"  [red]{row.remark}[/red]")
         table.add_section()
-    table.add_row("[bold]targets[/bold]", "seen", "wanted")
-    for target in targets(results):
+    if reached := targets(results):
+        table.add_row("[bold]targets[/bold]", "seen", "wanted")
+    for target in reached:
         colour = {"met": "green", "missed": "red"}.get(target.verdict, "yellow")
         table.add_row(target.what, _seen(target), target.wanted, f"[{colour}]{target.verdict}[/{colour}]")
     console.print(table)
@@ -257,7 +265,7 @@ def title(results: Results) -> str:
     """Under which conditions it was taken, in a sentence."""
     it = results.conditions
     return (
-        f"Medians of {it['rounds']} rounds at most, taken {it['taken']} at {it['commit']} on {it['cores']} cores of "
+        f"Medians of at most {it['rounds']} rounds, taken {it['taken']} at {it['commit']} on {it['cores']} cores of "
         f"{it['cpu']}, Kafka {it['kafka']} beside them, Python {it['python']}, batches of {it['batch']}."
     )
 
@@ -272,8 +280,9 @@ def markdown(results: Results) -> str:
             lines.append(_line(row.cells))
             if row.remark:
                 remarks.append(f"- {WORKLOADS[workload].title}, {row.cells[0]}: {row.remark}")
-    lines.append(_line(["**targets**", "**seen**", "**wanted**", "", "", ""]))
-    lines += [_line([it.what, _seen(it), it.wanted, it.verdict, "", ""]) for it in targets(results)]
+    if reached := targets(results):
+        lines.append(_line(["**targets**", "**seen**", "**wanted**", "", "", ""]))
+        lines += [_line([it.what, _seen(it), it.wanted, it.verdict, "", ""]) for it in reached]
     if remarks:
         lines += ["", "What failed:", "", *remarks]
     return "\n".join(lines)
@@ -332,7 +341,7 @@ def plot(results: Results) -> str:
                 )
                 start, end = LEFT + ratio.least * scale, LEFT + ratio.most * scale
                 parts.append(f'<path d="M{start:.1f} {middle:.1f}H{end:.1f}" stroke="#1f2328"/>')
-                label = f"{ratio.median:.2f} × · {_rate(ratio.median * bare)}/s"
+                label = f"{ratio_text(ratio.median)} × · {_rate(ratio.median * bare)}/s"
                 parts.append(_text(max(LEFT + width, end) + 6, middle + 4, label))
             y += BAR_HEIGHT + GAP
         y += BLOCK_GAP
