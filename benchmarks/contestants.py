@@ -23,7 +23,7 @@ from streamproc.settings import Settings
 
 BARE, EXACTLY_ONCE = "bare", "exactly-once"
 TASK = "main"
-BACKENDS = {"json": "identity:Backend", "numpy": "models:Doubling", "model": "models:FiveMilliseconds"}
+BACKENDS = {"json": "identity:Backend", "numpy": "working:Doubling", "model": "working:FiveMilliseconds"}
 POLLED = 5_000
 """Most records in a call of ``getmany``."""
 COMMIT_INTERVAL_MS = 100

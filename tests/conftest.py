@@ -85,6 +85,18 @@ def _cannot_have_kafka(reason: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True)
+def _modules_of_projects_go(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test imported from a project, and where it looked, is not there for the next one: names may be alike."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    made = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(made):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def kafka_available() -> None:
     from deploy.kafka.kafka import KafkaClusterError, fetch_libs, why_unavailable
