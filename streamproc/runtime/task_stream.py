@@ -55,6 +55,7 @@ from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from streamproc.runtime.envelopes import batch_record
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.ledger import Ledger
+from streamproc.runtime.online_cost import OnlineCost
 from streamproc.runtime.pool import Reply
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
@@ -106,7 +107,8 @@ class TaskStream:
             group_id=self.group, client_id=client_id, auto_offset_reset=self._settings.input.auto_offset_reset
         )
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
-        self.batcher = Batcher(name, self._settings.batch, next_id)
+        self._measured = self._settings.batch.length is not None
+        self.batcher = Batcher(name, self._settings.batch, next_id, cost=OnlineCost() if self._measured else None)
         self.ledger = Ledger()
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
         self.circuit = Circuit(self._settings.on_error.circuit)
@@ -285,7 +287,8 @@ class TaskStream:
             return 0
         sizes = value_sizes(records)
         largest = max(sizes)
-        span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock())
+        lengths = [max(size, 0) for size in sizes] if self._measured else None
+        span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock(), lengths)
         self.ledger.read(span)
         self._sequencer.expect(span)
         self._metrics.records_in.inc(len(records))
@@ -333,6 +336,7 @@ class TaskStream:
             batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
         )
         self.last = (report, reply.wall_ms)
+        self.batcher.ran(batch, reply.wall_ms)
         results = reply.statuses.count(Status.RESULT)
         self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
         start = 0

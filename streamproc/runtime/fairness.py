@@ -1,0 +1,70 @@
+"""Which task gets the free worker, of several whose windows are due: weighted shares first, deadlines within them.
+
+Earliest eligible virtual deadline first. Each task has a virtual time, the time that workers gave it over its weight.
+A task is *eligible* while it has had no more than its share, that is, while its virtual time is not ahead of the
+weighted mean of those that want a worker. Of these the one whose oldest record's deadline is earliest goes first; there
+is always one, since not all can be ahead of their mean.
+
+Deadlines alone would let a task that is behind its load take everything: its deadlines are always the older ones.
+Shares alone would let a task that is due in a moment wait for one that is not. So a slow or crowded task cannot starve
+a light one, nor the other way round: while it wants a worker, a task of weight w gets w / (sum of weights) of their
+time, less a batch.
+
+Passive: no clock. A task that wanted nothing for a while comes back with no claim on what it did not use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Candidate(NamedTuple):
+    """A task with a window that may go to a worker: by which rule, and when its oldest record came and is due."""
+
+    task: str
+    rule: str
+    opened_at: float
+    deadline: float
+
+
+class Fairness:
+    """The accounts of all tasks.
+
+    Args:
+        weights: Of each task, above 0.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        for task, weight in weights.items():
+            if not weight > 0:
+                raise ValueError(f"the weight of task {task} is {weight}: it has to be above 0")
+        self._weights = dict(weights)
+        self._times = dict.fromkeys(weights, 0.0)
+        self._running = dict.fromkeys(weights, 0)
+        self._mean = 0.0
+        self._wanting: set[str] = set()
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The task whose batch goes next; there is one candidate at least."""
+        wanting = {it.task for it in candidates}
+        for task in wanting - self._wanting:
+            if not self._running[task]:
+                self._times[task] = max(self._times[task], self._mean)
+        self._wanting = wanting
+        total = sum(self._weights[task] for task in wanting)
+        # Not below what it was: who comes back is let in at this time.
+        mean = sum(self._times[task] * self._weights[task] for task in wanting) / total
+        self._mean = max(self._mean, mean)
+        eligible = [it for it in candidates if self._times[it.task] <= mean * (1 + 1e-12)]
+        return min(eligible, key=lambda it: (it.deadline, it.opened_at))
+
+    def dispatched(self, task: str, predicted_ms: float) -> None:
+        """A batch of this task goes to a worker, for about so long."""
+        self._running[task] += 1
+        self._times[task] += predicted_ms / self._weights[task]
+
+    def ran(self, task: str, predicted_ms: float, seen_ms: float) -> None:
+        """It took so long in fact."""
+        self._running[task] -= 1
+        self._times[task] += (seen_ms - predicted_ms) / self._weights[task]
