@@ -76,6 +76,8 @@ class Batcher:
             memory_budget_bytes=memory_budget_bytes,
         )
         self._window = _window(settings, self._limits, cost)
+        self._look_from = 0
+        """Records from which on the knee may have been reached."""
 
     @property
     def size(self) -> int:
@@ -133,6 +135,7 @@ class Batcher:
         opened_at = self._window.opened_at
         if opened_at is None:
             raise AssertionError("there is nothing to take")
+        self._look_from = 0
         overdue = now >= opened_at + self._max_wait_s
         spans = self._window.take(oldest=overdue or rule not in ("size", "bytes", "padding", "memory"))
         batch = Batch(
@@ -157,6 +160,7 @@ class Batcher:
 
     def discard(self, leases: set[Lease] | None = None) -> list[Span]:
         """Give back the waiting records of these leases, or all of them."""
+        self._look_from = 0
         return self._window.discard(leases)
 
     def _latest(self, opened_at: float) -> float:
@@ -167,13 +171,17 @@ class Batcher:
         return opened_at + self._target.latency_s - self._target.margin_s - late_s
 
     def _at_knee(self) -> bool:
-        cost = self._cost
-        if cost is None or not cost.trusted:
+        cost, size = self._cost, self._window.size
+        if cost is None or not cost.trusted or size < self._look_from:
             return False
-        # The batch with the oldest record is looked for only where even all records together would reach the knee.
-        return cost.model.is_at_knee(self._window.size, self._window.longest) and cost.model.is_at_knee(
-            *self._window.shape()
-        )
+        # The batch with the oldest record is made out only where all records together would reach the knee, and again
+        # once there are a quarter more of them: it may cost a plan, and one for each record would be too many.
+        if not cost.model.is_at_knee(size, self._window.longest):
+            return False
+        if cost.model.is_at_knee(*self._window.shape()):
+            return True
+        self._look_from = size + size // 4 + 1
+        return False
 
 
 def _window(settings: BatchSettings, limits: Limits, cost: OnlineCost | None) -> Window:

@@ -15,8 +15,42 @@ Passive: no clock. A task that wanted nothing for a while comes back with no cla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+
+class Window(Protocol):
+    """What is asked of a task's batcher."""
+
+    @property
+    def opened_at(self) -> float | None:
+        """When the oldest waiting record arrived; None without records."""
+
+    @property
+    def deadline(self) -> float | None:
+        """When it is due; None without records."""
+
+    def full(self) -> str | None:
+        """The rule by which a batch could go even behind another."""
+
+    def due(self, now: float, *, backlog: bool) -> str | None:
+        """The rule by which a free worker should get a batch now."""
+
+
+class Task(Protocol):
+    """What is asked of a task."""
+
+    @property
+    def name(self) -> str:
+        """What weights are given by."""
+
+    @property
+    def batcher(self) -> Window:
+        """Its waiting records."""
+
+    @property
+    def backlog(self) -> bool:
+        """Whether more of them are known to wait in Kafka."""
 
 
 class Candidate(NamedTuple):
@@ -26,6 +60,28 @@ class Candidate(NamedTuple):
     rule: str
     opened_at: float
     deadline: float
+
+
+def candidates(tasks: Iterable[Task], now: float, *, idle: bool) -> list[Candidate]:
+    """The windows that may go now: to a free worker those that are due, behind a running batch only full ones.
+
+    A batch that would only queue behind another had better go on growing. But where one queues, every window whose
+    deadline has passed may have that place: of two tasks the one with full windows would otherwise keep all workers
+    busy, and the other, never full, would wait for ever for a free one.
+    """
+    found: list[Candidate] = []
+    late: list[Candidate] = []
+    for task in tasks:
+        batcher = task.batcher
+        opened_at, deadline = batcher.opened_at, batcher.deadline
+        if opened_at is None or deadline is None:
+            continue
+        rule = batcher.full()
+        if rule is not None:
+            found.append(Candidate(task.name, rule, opened_at, deadline))
+        elif (idle or now >= deadline) and (rule := batcher.due(now, backlog=idle and task.backlog)) is not None:
+            (found if idle else late).append(Candidate(task.name, rule, opened_at, deadline))
+    return [*found, *late] if found else []
 
 
 class Fairness:

@@ -30,7 +30,7 @@ overtook its own; one in the middle that would be overtaken before it overtakes 
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from streamproc.runtime.limits import Limits
@@ -80,6 +80,13 @@ def cheapest_division(
     count = len(costs_ms)
     best = [0.0] * (count + 1)
     begin = [0] * (count + 1)
+    # The index from which on the limits do not let a batch reach back to each: the first i with lo(i) > j.
+    expires = [count + 1] * (count + 1)
+    before = 0
+    for stop, low in enumerate(lows):
+        while before < low:
+            expires[before] = stop
+            before += 1
     # Candidates, and for each the index from which on it beats the one before it.
     queue, since = [0], [0]
     head = 0
@@ -88,11 +95,12 @@ def cheapest_division(
             head += 1
         start = queue[head]
         begin[stop] = start
-        found = best[stop] = best[start] + alpha_ms + (totals[stop] - totals[start]) * costs_ms[stop - 1]
+        total = totals[stop]
+        found = best[stop] = best[start] + alpha_ms + (total - totals[start]) * costs_ms[stop - 1]
         while True:
             back = queue[-1]
-            slope = (found - best[back]) / (totals[stop] - totals[back])
-            overtakes = min(bisect_left(costs_ms, slope, stop) + 1, bisect_right(lows, back, stop + 1))
+            slope = (found - best[back]) / (total - totals[back])
+            overtakes = min(bisect_left(costs_ms, slope, stop) + 1, expires[back])
             if len(queue) - 1 == head or overtakes > since[-1]:
                 break
             queue.pop()

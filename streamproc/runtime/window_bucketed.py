@@ -50,12 +50,14 @@ BOUNDS = _bounds()
 class _Bucket:
     """Waiting records of about one length, in order of arrival."""
 
-    __slots__ = ("entries", "longest", "size_bytes")
+    __slots__ = ("entries", "longest", "most", "size_bytes")
 
     def __init__(self) -> None:
         self.entries: deque[Entry] = deque()
         self.longest = 0
         """At least the greatest length in it; exact until records leave."""
+        self.most = 0
+        """The most records of that length in a batch, as it was when the bucket was last looked at."""
         self.size_bytes = 0
 
 
@@ -95,20 +97,21 @@ class BucketedWindow:
     def add(self, span: Span) -> None:
         """Take records in."""
         held = self._arrivals.add(span)
-        buckets = self._buckets
-        touched = set()
+        buckets, limits = self._buckets, self._limits
         for number, (length, size) in enumerate(zip(lengths_of(span), span.sizes, strict=True), held.first):
             at = bisect_left(BOUNDS, length)
             bucket = buckets[at]
-            if not bucket.entries:
+            entries = bucket.entries
+            if not entries:
                 insort(self._occupied, at)
-            bucket.entries.append((number, held))
+            entries.append((number, held))
             if size > 0:
                 bucket.size_bytes += size
-            bucket.longest = max(bucket.longest, length)
-            touched.add(at)
-        for at in touched:
-            self._look_at(at)
+            if length > bucket.longest or len(entries) == 1:
+                bucket.longest = length
+                bucket.most = limits.n_max(length)
+            if len(entries) >= bucket.most or bucket.size_bytes >= limits.max_bytes:
+                self._full[at] = "bytes" if len(entries) < bucket.most else limits.rule(bucket.longest)
 
     def full(self) -> str | None:
         """The limit that a bucket reaches by itself."""
@@ -170,13 +173,15 @@ class BucketedWindow:
         return self._arrivals.release(gone)
 
     def _look_at(self, at: int) -> None:
-        """Keep up with a bucket that has changed."""
+        """Keep up with a bucket that records have left."""
         bucket = self._buckets[at]
         if not bucket.entries:
             bucket.longest = bucket.size_bytes = 0
             del self._occupied[bisect_left(self._occupied, at)]
             self._full.pop(at, None)
-        elif len(bucket.entries) >= self._limits.n_max(bucket.longest):
+            return
+        bucket.most = self._limits.n_max(bucket.longest)
+        if len(bucket.entries) >= bucket.most:
             self._full[at] = self._limits.rule(bucket.longest)
         elif bucket.size_bytes >= self._limits.max_bytes:
             self._full[at] = "bytes"

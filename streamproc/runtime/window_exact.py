@@ -120,7 +120,8 @@ class ExactWindow:
             costs = [beta + length * (gamma + length * delta) for length in lengths]
             lows = reach(lengths, totals, self._limits, byte_totals=byte_totals)
             ends, _ = cheapest_division(costs, totals, model.alpha_ms, lows)
-            oldest = min(range(len(waiting)), key=lambda index: waiting[index][1])
+            numbers = [it[1] for it in waiting]
+            oldest = numbers.index(min(numbers))
             start = 0
             for end in ends:
                 if end > oldest:

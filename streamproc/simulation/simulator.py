@@ -11,13 +11,13 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from streamproc.records import Batch, Lease, Record, Span, TopicPartition
 from streamproc.runtime.cost import CostModel
-from streamproc.runtime.fairness import Candidate, Fairness
+from streamproc.runtime.fairness import Fairness, candidates
 from streamproc.simulation.streams import Stream
 
 MAX_POLL_RECORDS = 500
@@ -104,8 +104,9 @@ class Run:
 class _Task:
     """A task while it is simulated."""
 
+    name: str
     stream: Stream
-    batching: Batching
+    batcher: Batching
     run: Run
     lease: Lease
     next: int = 0
@@ -113,6 +114,11 @@ class _Task:
     kafka: deque[int] = field(default_factory=deque)
     """Records that have arrived and wait for room."""
     in_flight: int = 0
+
+    @property
+    def backlog(self) -> bool:
+        """Whether more records wait in Kafka."""
+        return bool(self.kafka)
 
     def arrive(self, until: float) -> None:
         """Records that have arrived by now are in Kafka."""
@@ -132,7 +138,7 @@ class _Task:
             lengths = self.stream.lengths[first : first + count]
             # Nobody looks at the records themselves: their numbers stand for them.
             records = cast("Sequence[Record]", range(first, first + count))
-            self.batching.add(Span(self.lease, first, records, lengths, now, lengths))
+            self.batcher.add(Span(self.lease, first, records, lengths, now, lengths))
 
 
 def simulate(
@@ -162,7 +168,7 @@ class _Simulation:
         fairness: Fairness | None,
     ) -> None:
         self._tasks = {
-            name: _Task(stream, batching, Run(len(stream.lengths)), Lease(TopicPartition(name, 0), 1))
+            name: _Task(name, stream, batching, Run(len(stream.lengths)), Lease(TopicPartition(name, 0), 1))
             for name, (stream, batching) in tasks.items()
         }
         self._workers = workers
@@ -193,7 +199,7 @@ class _Simulation:
             times.append(self._ends[0][0])
         if self._idle():
             # A deadline that has passed without anything being due would be asked for again for ever.
-            deadlines = [task.batching.deadline for task in self._tasks.values()]
+            deadlines = [task.batcher.deadline for task in self._tasks.values()]
             times += [max(it, math.nextafter(now, math.inf)) for it in deadlines if it is not None]
         return min(times) if times else None
 
@@ -207,7 +213,7 @@ class _Simulation:
                 return
             name, rule = chosen
             task = self._tasks[name]
-            batch = task.batching.take(now, rule)
+            batch = task.batcher.take(now, rule)
             if self._fairness is not None:
                 self._fairness.dispatched(name, batch.predicted_ms or 0.0)
             task.run.closed_by[rule] = task.run.closed_by.get(rule, 0) + 1
@@ -217,23 +223,13 @@ class _Simulation:
                 self._begin(worker, now)
 
     def _choose(self, now: float) -> tuple[str, str] | None:
-        idle = self._idle()
-        candidates = []
-        for name, task in self._tasks.items():
-            opened_at, deadline = task.batching.opened_at, task.batching.deadline
-            if opened_at is None or deadline is None:
-                continue
-            rule = task.batching.full()
-            if rule is None and idle:
-                rule = task.batching.due(now, backlog=bool(task.kafka))
-            if rule is not None:
-                candidates.append(Candidate(name, rule, opened_at, deadline))
-        if not candidates:
+        waiting = candidates(self._tasks.values(), now, idle=self._idle())
+        if not waiting:
             return None
         if self._fairness is not None:
-            chosen = self._fairness.choose(candidates)
+            chosen = self._fairness.choose(waiting)
         else:
-            chosen = min(candidates, key=lambda it: it.opened_at)
+            chosen = min(waiting, key=lambda it: it.opened_at)
         return chosen.task, chosen.rule
 
     def _begin(self, worker: int, now: float) -> None:
@@ -255,12 +251,8 @@ class _Simulation:
             run.length += sum(span.lengths or ())
             run.latencies_s += [now - arrivals[index] for index in range(span.first, span.stop)]
         task.in_flight -= batch.size
-        task.batching.ran(batch, took_ms)
+        task.batcher.ran(batch, took_ms)
         if self._fairness is not None:
             self._fairness.ran(name, batch.predicted_ms or 0.0, took_ms)
         if self._queues[worker]:
             self._begin(worker, now)
-
-
-Rule = Callable[[], Batching]
-"""Makes a batching rule anew, for each run one."""

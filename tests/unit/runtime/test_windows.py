@@ -210,9 +210,8 @@ def taken_lengths(it: Window, *, oldest: bool = True) -> list[int]:
     return [length for part in it.take(oldest=oldest) for length in part.lengths or ()]
 
 
-def bucketed(alpha: float, **limits: int) -> BucketedWindow:
-    cost = OnlineCost(CostModel(alpha, gamma_ms=0.01))
-    return BucketedWindow(Limits(limits.pop("max_size", 4), 1_000, **limits), cost)
+def bucketed(alpha: float, max_padded: int | None = None) -> BucketedWindow:
+    return BucketedWindow(Limits(4, 1_000, max_padded=max_padded), OnlineCost(CostModel(alpha, gamma_ms=0.01)))
 
 
 def test_buckets_reach_an_eighth_further_each() -> None:
