@@ -164,9 +164,9 @@ def test_records_of_no_length_need_no_padding() -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_runs_out_first_limits_a_batch(strategy: str) -> None:
     for lengths, it, size in (
-        ([10] * 9, measured(strategy=strategy, max_size=4), 4),
-        ([10] * 9, measured(strategy=strategy, max_padded=50), 5),
-        ([10] * 9, measured(strategy=strategy, memory=160), 6),
+        ([10] * 8, measured(strategy=strategy, max_size=4), 4),
+        ([10] * 10, measured(strategy=strategy, max_padded=50), 5),
+        ([10] * 12, measured(strategy=strategy, memory=160), 6),
         ([80, 80], measured(strategy=strategy, max_padded=50), 1),
     ):
         it.add(of_lengths(0, lengths))

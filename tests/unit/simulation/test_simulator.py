@@ -42,7 +42,8 @@ def run(stream: Stream, it: Batcher, *, workers: int = 1, max_in_flight: int = 2
 def test_a_record_alone_waits_and_runs() -> None:
     it = run(Stream([5.0], [100]), batcher())
     assert it.latencies_s == pytest.approx([0.016])
-    assert (it.batches, it.worker_ms, it.padding_ratio) == (1, pytest.approx(6.0), 1.0)
+    assert (it.batches, it.padding_ratio) == (1, 1.0)
+    assert it.worker_ms == pytest.approx(6.0)
     assert it.closed_by == {"wait": 1}
     assert it.seconds == pytest.approx(0.016)
 
@@ -149,5 +150,6 @@ def test_a_stream_has_records() -> None:
 
 def test_the_optimum_is_the_exact_division() -> None:
     it = offline_optimum([100, 1, 100, 1], COST, Limits(2, 1))
-    assert (it.batches, it.worker_ms, it.padding_ratio) == (2, pytest.approx(12.02), 1.0)
+    assert (it.batches, it.padding_ratio) == (2, 1.0)
+    assert it.worker_ms == pytest.approx(12.02)
     assert it.per_s(2) == pytest.approx(4 * 2 / 12.02 * 1_000)
