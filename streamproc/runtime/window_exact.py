@@ -15,7 +15,7 @@ from streamproc.records import Lease, Span
 from streamproc.runtime.grouping import cheapest_division, reach
 from streamproc.runtime.limits import Limits
 from streamproc.runtime.online_cost import OnlineCost
-from streamproc.runtime.window import Arrivals, Entry, Held, Shape, lengths_of
+from streamproc.runtime.window import Arrivals, Entry, Held, Shape, first_batch, lengths_of
 
 WINDOW = 512
 
@@ -89,7 +89,21 @@ class ExactWindow:
         entries = [(-negated, held) for _, negated, held in self._sorted[plan]]
         del self._sorted[plan]
         self._move_up()
-        return self._arrivals.release(entries)
+        return self._arrivals.take(entries)
+
+    def is_overtaken(self) -> bool:
+        """Whether records wait that came before one that was taken."""
+        return any(-negated < self._arrivals.reached for _, negated, _ in self._sorted)
+
+    def take_overtaken(self) -> list[Span]:
+        """The oldest of them; those that are not planned for yet came after all that were taken."""
+        reached = self._arrivals.reached
+        overtaken = [(-negated, held) for _, negated, held in self._sorted if -negated < reached]
+        batch = first_batch(overtaken, self._limits)
+        gone = {number for number, _ in batch}
+        self._sorted = [it for it in self._sorted if -it[1] not in gone]
+        self._move_up()
+        return self._arrivals.take(batch)
 
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the records of these leases, or all of them."""

@@ -89,6 +89,14 @@ class FifoWindow:
         self._look_again()
         return taken
 
+    def is_overtaken(self) -> bool:
+        """Never: nobody is."""
+        return False
+
+    def take_overtaken(self) -> list[Span]:
+        """Never to be called."""
+        raise AssertionError("in order of arrival nobody is overtaken")
+
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the waiting spans of these leases, or all of them."""
         gone = [span for span in self._spans if leases is None or span.lease in leases]

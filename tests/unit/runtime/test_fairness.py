@@ -20,6 +20,7 @@ class Task:
     name: str
     batcher: Batcher
     backlog: bool = False
+    crowded: bool = False
 
 
 def task(name: str, waiting: int, *, arrived_at: float = 0.0, backlog: bool = False) -> Task:
