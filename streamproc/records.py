@@ -86,7 +86,7 @@ class Span:
     """A run of records of one lease, neighbours in reading order; ``first`` is the sequence number of the first.
 
     ``sizes`` holds the bytes of each value, ``NULL_SIZE`` for a null; ``arrived_at`` is in seconds of the processor's
-    clock.
+    clock; ``lengths`` is what each record is padded by, at least 0, where its task measures that.
     """
 
     lease: Lease
@@ -94,6 +94,7 @@ class Span:
     records: Sequence[Record]
     sizes: Sequence[int]
     arrived_at: float
+    lengths: Sequence[int] | None = None
     size_bytes: int = field(init=False)
     """The bytes of the values together."""
     output_bytes: int = field(init=False, default=0)
@@ -122,18 +123,22 @@ class Span:
 
     def split(self, count: int) -> tuple[Span, Span]:
         """The first ``count`` records and the rest; ``count`` is at least 1 and less than the span's length."""
-        records, sizes = self.records, self.sizes
-        return (
-            Span(self.lease, self.first, records[:count], sizes[:count], self.arrived_at),
-            Span(self.lease, self.first + count, records[count:], sizes[count:], self.arrived_at),
+        return self.part(0, count), self.part(count, len(self.records))
+
+    def part(self, start: int, stop: int) -> Span:
+        """The records from index ``start`` to before ``stop``; there is one at least."""
+        return Span(
+            self.lease,
+            self.first + start,
+            self.records[start:stop],
+            self.sizes[start:stop],
+            self.arrived_at,
+            None if self.lengths is None else self.lengths[start:stop],
         )
 
     def singles(self) -> list[Span]:
         """A span for each record."""
-        return [
-            Span(self.lease, self.first + index, self.records[index : index + 1], [size], self.arrived_at)
-            for index, size in enumerate(self.sizes)
-        ]
+        return [self.part(index, index + 1) for index in range(len(self.records))]
 
 
 def value_sizes(records: Sequence[Record]) -> list[int]:
@@ -196,9 +201,10 @@ class Batch:
     """Records of one task that a worker runs together.
 
     ``closed_by`` says which rule closed its window; ``attempt`` counts the executions that were begun, this one
-    included; ``fill`` is its size over the task's maximum. Of the executions before: ``retried`` has the cause of each
-    after which all of its records were retried together, ``died_alone`` that of each that a worker died of with nothing
-    but this one record.
+    included; ``fill`` is its size over the task's maximum; ``predicted_ms`` and ``predicted_bytes`` are what a cost
+    model expected of it when its window closed, where the task has one. Of the executions before: ``retried`` has the
+    cause of each after which all of its records were retried together, ``died_alone`` that of each that a worker died
+    of with nothing but this one record.
     """
 
     id: int
@@ -212,8 +218,14 @@ class Batch:
     retried: tuple[Cause, ...] = ()
     died_alone: tuple[Cause, ...] = ()
     dispatched: bool = False
+    predicted_ms: float | None = None
+    predicted_bytes: float | None = None
     size: int = field(init=False)
     size_bytes: int = field(init=False)
+    longest: int | None = field(init=False)
+    """The length that its records are padded to; None where they have none."""
+    padding_ratio: float | None = field(init=False)
+    """Its padded length over that of its records: 1 is no padding; None where they have no length."""
 
     def __post_init__(self) -> None:
         self.restrict(self.spans)
@@ -223,6 +235,12 @@ class Batch:
         self.spans = spans
         self.size = sum([len(span.records) for span in self.spans])
         self.size_bytes = sum([span.size_bytes for span in self.spans])
+        self.longest = self.padding_ratio = None
+        if spans and spans[0].lengths is not None:
+            lengths = [span.lengths for span in spans if span.lengths is not None]
+            self.longest = max(map(max, lengths))
+            total = sum(map(sum, lengths))
+            self.padding_ratio = self.size * self.longest / total if total else 1.0
 
     def release(self) -> None:
         """Let go of the records, and keep what describes the batch: a report outlives most of its records."""

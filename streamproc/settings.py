@@ -237,14 +237,40 @@ class DeadLetterSettings(Section):
 
 
 class BatchSettings(Section):
-    """When a batch closes: at the first of size, bytes and wait."""
+    """Which records go together in a batch, and when it closes: at the first of size, bytes and wait."""
 
+    strategy: Literal["none", "fifo", "bucketed", "exact"] = "fifo"
+    """`none`: each record alone; `fifo`: in order of arrival; `bucketed`, `exact`: with others of about its length, to
+    pad little, the one by buckets, the other by a plan of the 512 oldest. By default bucketed where `length` is set."""
+    length: Literal["bytes"] | None = None
+    """What a record is padded by in a batch: `bytes`, those of its value; by default lengths play no part."""
     max_size: int = Field(default=64, ge=1, le=100_000)
     """Most records in a batch."""
     max_wait_ms: float = Field(default=20.0, ge=0)
     """Longest time that a record waits for others while a worker is free."""
     max_bytes: int = Field(default=4_194_304, ge=1)
     """Most bytes of values in a batch; a larger record runs alone."""
+    max_padded: int | None = Field(default=None, ge=1)
+    """Most padded length of a batch, its records times the longest, in units of `length`; a longer record runs alone.
+    For models that pad: it bounds a batch's time and memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bucketed_where_there_is_a_length(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "strategy" not in data and data.get("length") is not None:
+            return {**data, "strategy": "bucketed"}
+        return data
+
+    @model_validator(mode="after")
+    def _lengths_are_known(self) -> Self:
+        for key, needs in (("strategy", self.strategy in ("bucketed", "exact")), ("max_padded", self.max_padded)):
+            if needs and self.length is None:
+                raise CrossFieldError(
+                    f"{getattr(self, key)} goes by lengths, and records have none",
+                    hint="set length: bytes",
+                    keys=[(key,), ("length",)],
+                )
+        return self
 
 
 class CircuitSettings(Section):

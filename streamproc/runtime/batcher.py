@@ -1,118 +1,205 @@
-"""Decides when a window closes and which records go into a batch: first in, first out.
+"""Decides when a window closes; which records go together is the window's business.
 
-Passive: no thread, no clock, no I/O. It does not block, does not retry and keeps the order of arrival. A window opens
-at its first record and closes at the first of: size, bytes, wait (from the arrival of its oldest record), or backlog,
-when more records are known to be waiting in Kafka, so that holding these back buys nothing. While every worker is busy
-nobody asks, and the window goes on growing up to its size. At shutdown and on revocation ``discard`` gives back what
-was not dispatched; Kafka still has it.
+Passive: no thread, no clock, no I/O. It does not block and does not retry. A window opens at its first record. A free
+worker gets a batch at the first of these rules, which are all here:
 
-Invariants: a batch is never empty; a record that alone exceeds ``max_bytes`` runs alone; a batch holds records of one
-task only, of any number of partitions.
+    size, bytes, padding, memory   a limit is reached
+    wait                           the oldest record has waited for ``max_wait_ms``: one deadline for all records
+    slo                            the oldest record's target is nearer than what its batch takes at worst, and a margin
+    knee                           more records would hardly make the batch cheaper by record
+    backlog                        more records are known to wait in Kafka, so that holding these back buys nothing
+
+While every worker is busy only ``full`` counts, and the window goes on growing. While results pile up that wait for
+earlier records of their partition, only records go that others have overtaken (rule ``overtaken``): theirs are the
+results that are waited for, and nothing else would let the pile go. At shutdown and on revocation
+``discard`` gives back what was not dispatched; Kafka still has it.
+
+Invariants: a batch is never empty; a record that alone exceeds a limit runs alone; a batch holds records of one task
+only, of any number of partitions; once the oldest record's wait is over it is in the very next batch, so that a record
+is passed by no more batches than there are records before it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from streamproc.records import Batch, Lease, Span
+from streamproc.runtime.limits import Limits
+from streamproc.runtime.online_cost import OnlineCost
+from streamproc.runtime.window import Window
+from streamproc.runtime.window_bucketed import BucketedWindow
+from streamproc.runtime.window_exact import ExactWindow
+from streamproc.runtime.window_fifo import FifoWindow
 from streamproc.settings import BatchSettings
+
+OVERTAKEN = "overtaken"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How long after its arrival a record's result should be there, and the margin that is kept from that."""
+
+    latency_s: float
+    margin_s: float = 0.0
 
 
 class Batcher:
-    """The waiting records of one task."""
+    """The waiting records of one task.
 
-    def __init__(self, task: str, settings: BatchSettings, next_id: Callable[[], int]) -> None:
+    Args:
+        task: Its name.
+        settings: Strategy and limits.
+        next_id: Numbers batches.
+        cost: Predicts times and memory; needed where records have lengths.
+        memory_budget_bytes: Most memory of a batch, by ``cost``.
+        target: SLO mode: a latency to keep.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        settings: BatchSettings,
+        next_id: Callable[[], int],
+        *,
+        cost: OnlineCost | None = None,
+        memory_budget_bytes: float | None = None,
+        target: Target | None = None,
+    ) -> None:
         self._task = task
-        self._max_size = settings.max_size
-        self._max_bytes = settings.max_bytes
         self._max_wait_s = settings.max_wait_ms / 1_000
         self._next_id = next_id
-        self._spans: deque[Span] = deque()
-        self.size = 0
-        self.size_bytes = 0
+        self._cost = cost
+        self._target = target
+        self._max_size = 1 if settings.strategy == "none" else settings.max_size
+        self._limits = Limits(
+            self._max_size,
+            settings.max_bytes,
+            max_padded=settings.max_padded,
+            cost=cost,
+            memory_budget_bytes=memory_budget_bytes,
+        )
+        self._window = _window(settings, self._limits, cost)
+        self._look_from = 0
+        """Records from which on the knee may have been reached."""
+
+    @property
+    def size(self) -> int:
+        """Records that wait."""
+        return self._window.size
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of their values."""
+        return self._window.size_bytes
 
     def add(self, span: Span) -> None:
         """Take records in; their window opened at ``span.arrived_at``."""
-        self._spans.append(span)
-        self.size += len(span.records)
-        self.size_bytes += span.size_bytes
+        self._window.add(span)
 
     @property
     def opened_at(self) -> float | None:
         """When the oldest waiting record arrived; None without records."""
-        return self._spans[0].arrived_at if self._spans else None
+        return self._window.opened_at
 
     @property
     def deadline(self) -> float | None:
-        """When the oldest record's wait is over; None without records."""
-        return self._spans[0].arrived_at + self._max_wait_s if self._spans else None
+        """When the oldest record's wait is over, or its target is near; None without records."""
+        opened_at = self._window.opened_at
+        if opened_at is None:
+            return None
+        deadline = opened_at + self._max_wait_s
+        return min(deadline, self._latest(opened_at)) if self._target is not None else deadline
 
     def full(self) -> str | None:
-        """The rule by which the window is full, whoever waits: ``size`` or ``bytes``."""
-        if self.size >= self._max_size:
-            return "size"
-        if self.size_bytes >= self._max_bytes:
-            return "bytes"
-        return None
+        """The rule by which a batch can grow no more, whoever waits."""
+        return self._window.full()
 
     def due(self, now: float, *, backlog: bool) -> str | None:
         """The rule by which a free worker should get a batch now, or None."""
-        rule = self.full()
-        if rule is None and self._spans:
-            if now >= self._spans[0].arrived_at + self._max_wait_s:
-                return "wait"
-            if backlog:
-                return "backlog"
-        return rule
+        opened_at = self._window.opened_at
+        if opened_at is None:
+            return None
+        rule = self._window.ripe()
+        if rule is not None:
+            return rule
+        if now >= opened_at + self._max_wait_s:
+            return "wait"
+        if self._target is not None and now >= self._latest(opened_at):
+            return "slo"
+        if self._at_knee():
+            return "knee"
+        return "backlog" if backlog else None
+
+    def overtaken(self) -> str | None:
+        """The rule by which records should go although results pile up: others that came later have gone before."""
+        return OVERTAKEN if self._window.is_overtaken() else None
 
     def take(self, now: float, rule: str) -> Batch:
-        """Close the window by ``rule`` and hand its records out, oldest first; there must be some."""
-        opened_at = self._spans[0].arrived_at
-        taken: list[Span] = []
-        room, room_bytes = self._max_size, self._max_bytes
-        while self._spans and room > 0:
-            span = self._spans[0]
-            count = min(room, len(span.records))
-            if span.size_bytes > room_bytes:
-                count = self._fitting(span, count, room_bytes)
-                if count == 0:
-                    if taken:
-                        break
-                    count = 1
-            self._spans.popleft()
-            if count < len(span.records):
-                span, rest = span.split(count)
-                self._spans.appendleft(rest)
-            taken.append(span)
-            room -= count
-            room_bytes -= span.size_bytes
+        """Close the window by ``rule`` and hand out a batch; there must be records.
+
+        It has the oldest record, unless another batch is full and the oldest record's wait is not over yet.
+        """
+        opened_at = self._window.opened_at
+        if opened_at is None:
+            raise AssertionError("there is nothing to take")
+        self._look_from = 0
+        overdue = now >= opened_at + self._max_wait_s
+        if rule == OVERTAKEN:
+            spans = self._window.take_overtaken()
+        else:
+            spans = self._window.take(oldest=overdue or rule not in ("size", "bytes", "padding", "memory"))
         batch = Batch(
             id=self._next_id(),
             task=self._task,
-            spans=taken,
-            opened_at=opened_at,
+            spans=spans,
+            opened_at=min([span.arrived_at for span in spans]),
             closed_at=now,
             closed_by=rule,
-            fill=(self._max_size - room) / self._max_size,
+            fill=0.0,
         )
-        self.size -= batch.size
-        self.size_bytes -= batch.size_bytes
+        batch.fill = batch.size / self._max_size
+        if self._cost is not None and batch.longest is not None:
+            batch.predicted_ms = self._cost.model.time_ms(batch.size, batch.longest)
+            batch.predicted_bytes = self._cost.memory_bytes(batch.size, batch.longest) or None
         return batch
 
-    def discard(self, leases: set[Lease] | None = None) -> list[Span]:
-        """Give back the waiting spans of these leases, or all of them."""
-        gone = [span for span in self._spans if leases is None or span.lease in leases]
-        if gone:
-            self._spans = deque(span for span in self._spans if leases is not None and span.lease not in leases)
-            self.size -= sum(len(span.records) for span in gone)
-            self.size_bytes -= sum(span.size_bytes for span in gone)
-        return gone
+    def ran(self, batch: Batch, seen_ms: float) -> None:
+        """A batch took so long in its worker: better predictions from now on."""
+        if self._cost is not None and batch.longest is not None:
+            self._cost.observe_time(batch.size, batch.longest, seen_ms)
 
-    @staticmethod
-    def _fitting(span: Span, count: int, room_bytes: int) -> int:
-        for index, size in enumerate(span.sizes[:count]):
-            room_bytes -= max(size, 0)
-            if room_bytes < 0:
-                return index
-        return count
+    def discard(self, leases: set[Lease] | None = None) -> list[Span]:
+        """Give back the waiting records of these leases, or all of them."""
+        self._look_from = 0
+        return self._window.discard(leases)
+
+    def _latest(self, opened_at: float) -> float:
+        """When the oldest record's batch has to begin to be done within the target."""
+        if self._target is None or self._cost is None or not self._cost.trusted:
+            return float("inf")
+        late_s = self._cost.late_ms(*self._window.shape()) / 1_000
+        return opened_at + self._target.latency_s - self._target.margin_s - late_s
+
+    def _at_knee(self) -> bool:
+        cost, size = self._cost, self._window.size
+        if cost is None or not cost.trusted or size < self._look_from:
+            return False
+        model, longest = cost.model, self._window.longest
+        if model.short_of_knee_ms(size, longest) > 0:
+            return False  # not even with all of them in one batch
+        short_ms = model.short_of_knee_ms(*self._window.shape())
+        if short_ms <= 0:
+            return True
+        # To make out the batch with the oldest record may take a plan, and one for each record would be too many: it is
+        # made again once what came since could make up for what was short.
+        self._look_from = size + 1 + int(short_ms / model.record_ms(longest))
+        return False
+
+
+def _window(settings: BatchSettings, limits: Limits, cost: OnlineCost | None) -> Window:
+    if settings.strategy in ("bucketed", "exact"):
+        if cost is None:
+            raise ValueError(f"strategy {settings.strategy} needs a cost model, if only a guessed one")
+        return BucketedWindow(limits, cost) if settings.strategy == "bucketed" else ExactWindow(limits, cost)
+    return FifoWindow(limits, measured=settings.length is not None)

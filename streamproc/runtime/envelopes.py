@@ -104,8 +104,8 @@ def batch_record(
     """The value of a batch's record in the metrics topic.
 
     packflow's execution metrics, and around them: ``records`` the batch was made of and what became of them, the rule
-    that closed its window, fill of its maximum size, time in the worker, and who ran it. Times are milliseconds.
-    ``padding_ratio`` is null where the task's records have no length.
+    that closed its window, fill of its maximum size, time in the worker, the time that was predicted, and who ran it.
+    Times are milliseconds. ``padding_ratio`` and the prediction are null where the task's records have no length.
     """
     batch = report.batch
     return orjson.dumps(
@@ -117,9 +117,10 @@ def batch_record(
             "failed": failed,
             **metrics,
             "wall_time": round(wall_ms, 5),
+            "predicted_wall_time": None if batch.predicted_ms is None else round(batch.predicted_ms, 5),
             "closed_by": batch.closed_by,
             "fill": round(batch.fill, 5),
-            "padding_ratio": None,
+            "padding_ratio": None if batch.padding_ratio is None else round(batch.padding_ratio, 5),
             "attempts": report.attempts,
             "worker": report.worker,
             "backend_version": version,

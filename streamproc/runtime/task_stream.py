@@ -55,6 +55,7 @@ from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from streamproc.runtime.envelopes import batch_record
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.ledger import Ledger
+from streamproc.runtime.online_cost import OnlineCost
 from streamproc.runtime.pool import Reply
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
@@ -106,7 +107,8 @@ class TaskStream:
             group_id=self.group, client_id=client_id, auto_offset_reset=self._settings.input.auto_offset_reset
         )
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
-        self.batcher = Batcher(name, self._settings.batch, next_id)
+        self._measured = self._settings.batch.length is not None
+        self.batcher = Batcher(name, self._settings.batch, next_id, cost=OnlineCost() if self._measured else None)
         self.ledger = Ledger()
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
         self.circuit = Circuit(self._settings.on_error.circuit)
@@ -237,7 +239,7 @@ class TaskStream:
         self.state = "draining"
         self.source.stop()
         self._letting_go.update(self.ledger.leases())
-        self._give_back(self.batcher.discard())
+        self._give_back_waiting(self.batcher.discard())
         self._hand_back_waiting()
         await self._until_settled(self.ledger.assigned())
         if self._sink is not None:
@@ -288,7 +290,8 @@ class TaskStream:
             return 0
         sizes = value_sizes(records)
         largest = max(sizes)
-        span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock())
+        lengths = [max(size, 0) for size in sizes] if self._measured else None
+        span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock(), lengths)
         self.ledger.read(span)
         self._sequencer.expect(span)
         self._metrics.records_in.inc(len(records))
@@ -336,6 +339,7 @@ class TaskStream:
             batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
         )
         self.last = (report, reply.wall_ms)
+        self.batcher.ran(batch, reply.wall_ms)
         results = reply.statuses.count(Status.RESULT)
         self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
         start = 0
@@ -585,7 +589,7 @@ class TaskStream:
         self.source.revoked(partitions)
         self.ends.clear()
         leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
-        self._give_back(self.batcher.discard(leases))
+        self._give_back_waiting(self.batcher.discard(leases))
         self._letting_go |= leases
         self._hand_back_waiting()
         if not self.consumer.is_member():
@@ -652,6 +656,16 @@ class TaskStream:
         for span in spans:
             self.ledger.discard(span)
         self._settled.set()
+
+    def _give_back_waiting(self, spans: Sequence[Span]) -> None:
+        """Give back what was not dispatched; where something behind it was, that cannot be committed any more."""
+        waiting: dict[Lease, list[int]] = {}
+        for span in spans:
+            waiting.setdefault(span.lease, []).extend((span.first, len(span.records)))
+        for lease, it in waiting.items():
+            if min(it[::2]) + sum(it[1::2]) < self.ledger.next_sequence(lease):
+                self._gaps.add(lease.partition)
+        self._give_back(spans)
 
     def _hand_back_waiting(self) -> None:
         """Leave what waits for its next execution, of leases that end, to whoever reads the records next.

@@ -1,0 +1,73 @@
+"""What a batch may hold: records, bytes, padded length, and memory by a cost model.
+
+``n_max(L)`` is the most records that a batch padded to length L may have. It never grows with L, since no coefficient
+of a cost model is negative. So whether a record of length ℓ may join n others is answered at once:
+
+    n + 1 ≤ n_max(max(L, ℓ))
+
+A record that does not fit alone (``n_max`` is 0, or its bytes are too many) still runs, alone, unless its task refuses
+it before; no batch is ever empty.
+"""
+
+from __future__ import annotations
+
+from streamproc.runtime.online_cost import OnlineCost
+
+
+class Limits:
+    """The limits of one task's batches.
+
+    Args:
+        max_size: Most records.
+        max_bytes: Most bytes of values.
+        max_padded: Most padded length: records times the longest.
+        cost: Predicts memory, where there is a budget.
+        memory_budget_bytes: Most memory of a batch, as ``cost`` predicts it with its factor κ.
+    """
+
+    def __init__(
+        self,
+        max_size: int,
+        max_bytes: int,
+        *,
+        max_padded: int | None = None,
+        cost: OnlineCost | None = None,
+        memory_budget_bytes: float | None = None,
+    ) -> None:
+        if memory_budget_bytes is not None and cost is None:
+            raise ValueError("a memory budget needs a cost model that predicts memory")
+        self.max_size = max_size
+        self.max_bytes = max_bytes
+        self.max_padded = max_padded
+        self._cost = cost
+        self._budget_bytes = memory_budget_bytes
+        self.by_length = max_padded is not None or memory_budget_bytes is not None
+        """Whether lengths limit anything."""
+
+    def n_max(self, length: int) -> int:
+        """The most records that a batch padded to this length may have; 0 where a record does not fit alone."""
+        most = self.max_size
+        if self.max_padded is not None and length > 0:
+            most = min(most, self.max_padded // length)
+        if self._budget_bytes is not None and self._cost is not None:
+            most = min(most, self._by_memory(self._cost, self._budget_bytes, length))
+        return most
+
+    def rule(self, length: int) -> str:
+        """Which limit it is that ``n_max`` comes from: ``size``, ``padding`` or ``memory``."""
+        most = self.n_max(length)
+        if most == self.max_size:
+            return "size"
+        return "padding" if self.max_padded is not None and length and most == self.max_padded // length else "memory"
+
+    def fits_alone(self, length: int, size_bytes: int) -> bool:
+        """Whether a record by itself is within the limits."""
+        return size_bytes <= self.max_bytes and self.n_max(length) > 0
+
+    def _by_memory(self, cost: OnlineCost, budget_bytes: float, length: int) -> int:
+        model = cost.model
+        room = budget_bytes / cost.kappa - model.a_bytes
+        if room < 0:
+            return 0
+        each = model.record_bytes(length)
+        return int(min(room / each, self.max_size)) if each > 0 else self.max_size
