@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -42,6 +43,19 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
         "shared_memory_threshold_bytes": settings.pool.shared_memory_threshold_bytes,
         "logging": settings.logging.model_dump(),
     }
+
+
+def measurer_setup(settings: Settings, workers: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the measuring process is told at its start, beside what the workers are; None where no task needs it."""
+    tasks = {}
+    for name, task in settings.tasks.items():
+        length = task.batch.length
+        if length is not None and length.of != "bytes":
+            tasks[name] = {**length.model_dump(), "max_value_bytes": task.input.max_value_bytes}
+    if not tasks:
+        return None
+    asks_backend = any(it["of"] == "backend" for it in tasks.values())
+    return {"backend": workers["backend"] if asks_backend else None, "tasks": tasks, "logging": workers["logging"]}
 
 
 def backend_setup(settings: Settings) -> dict[str, str]:
