@@ -468,7 +468,7 @@ def _taken(waiting: deque[Span]) -> list[Span | None]:
             span, rest = span.split(count)
             waiting.appendleft(rest)
         taken.append(span)
-        room -= count
+        room -= len(span.records)
         room_bytes -= span.size_bytes
     return taken
 
