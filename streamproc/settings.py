@@ -249,7 +249,7 @@ class LengthSettings(Section):
 
     of: Literal["bytes", "field", "backend"]
     """What a record is padded by in a batch: the `bytes` of its value, a `field`, or what the method `length` of the
-    `backend` answers; `length: bytes` and `length: backend` say it alone. By default lengths play no part."""
+    `backend` answers; `length: bytes` and `length: backend` say it alone. Without, lengths play no part."""
     field: str | None = Field(default=None, min_length=1)
     """The field to measure, a nested one by dots; a record without it becomes a dead letter."""
     unit: Literal["characters", "bytes", "items", "value"] = "characters"
@@ -290,6 +290,7 @@ class BatchSettings(Section):
     """`none`: each record alone; `fifo`: in order of arrival; `bucketed`, `exact`: with others of about its length, to
     pad little, the one by buckets, the other by a plan of the 512 oldest. By default bucketed where `length` is set."""
     length: LengthSettings | None = None
+    """What a record is padded by in a batch; null: lengths play no part."""
     max_size: int = Field(default=64, ge=1, le=100_000)
     """Most records in a batch."""
     max_wait_ms: float = Field(default=20.0, ge=0)

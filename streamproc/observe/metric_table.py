@@ -356,8 +356,12 @@ def render_markdown() -> str:
         lines.append("")
     lines += ["## Labels", "", "| label | values |", "|---|---|"]
     lines += [f"| `{label}` | {meaning} |" for label, meaning in LABEL_MEANINGS.items()]
-    lines += ["", "## Buckets", "", "| unit, or name | upper bounds |", "|---|---|"]
-    own = {f"`{spec.name}`": spec.buckets for spec in TABLE if spec.buckets and spec.buckets != BUCKETS[spec.unit]}
+    lines += ["", "## Buckets", "", "| unit | upper bounds |", "|---|---|"]
+    own = {
+        f"{spec.unit}, of `{spec.name}`": spec.buckets
+        for spec in TABLE
+        if spec.buckets and spec.buckets != BUCKETS[spec.unit]
+    }
     buckets = {**BUCKETS, **own}
     lines += [f"| {unit} | {', '.join(f'{bound:g}' for bound in bounds)} |" for unit, bounds in buckets.items()]
     return "\n".join(lines) + "\n"

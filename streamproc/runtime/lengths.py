@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -114,3 +114,17 @@ class Meter:
         if not 0 <= length <= MAX_LENGTH:
             raise LengthError("NotALength", f"{self._what} is {'negative' if length < 0 else 'beyond 2^40'}")
         return length
+
+
+def meter_for(setup: Mapping[str, Any], backend: object, task: str) -> Meter:
+    """Measures a task's records as ``startup.length_setup`` says; ``backend`` is needed for its own lengths only.
+
+    Raises:
+        InferenceBackendLoadError: the backend has none.
+    """
+    if setup["of"] == "field":
+        length_of, what = of_field(setup["field"], setup["unit"]), f"the field {setup['field']}"
+    else:
+        length_of = of_backend(backend, task)
+        what = f"length() of {type(getattr(length_of, '__self__', backend)).__name__}"
+    return Meter(length_of, what, setup["max_value_bytes"])

@@ -21,7 +21,7 @@ import yaml
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.runtime.child import child_main, start_failure
-from streamproc.runtime.lengths import LengthError, LengthOf, Meter, of_backend, of_field
+from streamproc.runtime.lengths import LengthError, Meter, meter_for
 from streamproc.runtime.wire import Frame, Kind, decode_values, read_frame, write_frame
 from streamproc.settings import LoggingSettings
 
@@ -62,14 +62,7 @@ class Measurer:
         backend: Any = None
         if (setup := head["backend"]) is not None:
             backend = load_backend(**{**setup, "config": yaml.safe_load(setup["config"])}, initialize=False)
-        for name, task in head["tasks"].items():
-            length_of: LengthOf
-            if task["of"] == "field":
-                length_of, what = of_field(task["field"], task["unit"]), f"the field {task['field']}"
-            else:
-                length_of = of_backend(backend, name)
-                what = "length() of " + type(getattr(length_of, "__self__", backend)).__name__
-            self._meters[name] = Meter(length_of, what, task["max_value_bytes"])
+        self._meters = {name: meter_for(task, backend, name) for name, task in head["tasks"].items()}
 
     def _answer(self, frame: Frame) -> None:
         task = frame.head["task"]
