@@ -241,7 +241,7 @@ def test_a_length_is_a_word_or_a_section(
             "expected characters, bytes, items or value, got 'words'",
             "choose one of these",
         ),
-        ("{feild: text}", "is no setting", "did you mean field?"),
+        ("{field: text, units: items}", "is no setting", "did you mean unit?"),
         ("7", "expected a section of keys and values, got a number", "change it"),
     ],
 )
