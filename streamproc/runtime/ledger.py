@@ -191,7 +191,7 @@ class Ledger:
         """Records of these partitions that are read and neither settled nor discarded."""
         return sum(state.in_flight_records for p in partitions if (state := self._partitions.get(p)) is not None)
 
-    def awaited(self, partitions: Iterable[TopicPartition]) -> bool:
+    def is_awaited(self, partitions: Iterable[TopicPartition]) -> bool:
         """Whether records of these partitions are in flight that can still be committed: none before them is given up.
 
         What lies behind a discarded record may wait for it for ever, in the order of its partition.

@@ -713,7 +713,7 @@ class TaskStream:
 
     async def _until_settled(self, partitions: Iterable[TopicPartition]) -> None:
         partitions = list(partitions)
-        while self.ledger.awaited(partitions):
+        while self.ledger.is_awaited(partitions):
             self._settled.clear()
             await self._settled.wait()
 

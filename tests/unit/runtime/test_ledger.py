@@ -100,11 +100,11 @@ def test_what_lies_behind_a_discarded_record_is_not_awaited() -> None:
     ledger = Ledger()
     (lease,) = ledger.open([P0])
     first, second, _ = (read(ledger, lease, 1) for _ in range(3))
-    assert ledger.awaited([P0])
+    assert ledger.is_awaited([P0])
     ledger.discard(second)
-    assert ledger.awaited([P0])
+    assert ledger.is_awaited([P0])
     ledger.settle(first)
-    assert not ledger.awaited([P0])
+    assert not ledger.is_awaited([P0])
     assert ledger.in_flight([P0]) == 1
 
 
@@ -256,7 +256,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def only_what_comes_before_everything_discarded_is_awaited(self) -> None:
         for partition, known in self.leases.items():
             before = min(known.discarded, default=len(known.offsets))
-            assert self.ledger.awaited([partition]) == any(it < before for it in known.in_flight)
+            assert self.ledger.is_awaited([partition]) == any(it < before for it in known.in_flight)
 
     @invariant()
     def in_flight_is_what_is_read_and_neither_settled_nor_given_back(self) -> None:
