@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import lengths
 from streamproc.errors import WorkerStartError
 from streamproc.settings import Settings
 from streamproc.testing import Pipeline
@@ -227,6 +229,18 @@ def test_while_the_circuit_is_open_nothing_is_measured(make: Make) -> None:
     assert task.counts.dead <= 2 * 1_024
     assert task.measuring >= 5_000 - 2 * 1_024 - (5_000 - task.counts.taken)
     pipeline.restart()  # what waits is handed back at once
+
+
+@pytest.mark.parametrize("of", [{"field": "pad"}, "backend"])
+def test_the_benchmark_measures_every_record(of: Any) -> None:
+    measured = asyncio.run(lengths.alone(of, 3_000))
+    assert 0 < measured["cpu_s"] < 60
+    assert 0 < measured["wall_s"] < 60
+
+
+def test_the_benchmark_sees_a_wrong_length() -> None:
+    with pytest.raises(AssertionError, match="lengths that are others', or are wrong"):
+        asyncio.run(lengths.alone({"field": "name"}, 3_000))
 
 
 def test_a_backend_that_tells_no_lengths_does_not_start(make: Make) -> None:
