@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from streamproc import errors
+from streamproc.backend.pipeline import no_initialize
 from streamproc.backend.project import apply_environment, read_project
 from streamproc.backend.tasks import backend_bases, is_backend
 from streamproc.errors import InferenceBackendLoadError
@@ -158,7 +159,7 @@ def _of_project(project_path: Path, config: dict[str, Any]) -> tuple[InferenceBa
 
 def _uninitialized(backend: Any, config: dict[str, Any]) -> Any:
     made = backend.__new__(backend)
-    made.initialize = lambda: None  # its own goes before its class's, with packflow's base class too
+    made.initialize = no_initialize  # its own goes before its class's, with packflow's base class too
     made.__init__(**config)
     return made
 
