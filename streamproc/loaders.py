@@ -18,23 +18,39 @@ from types import ModuleType
 from typing import Any
 
 from streamproc import errors
+from streamproc.backend.pipeline import no_initialize
 from streamproc.backend.project import apply_environment, read_project
 from streamproc.backend.tasks import backend_bases, is_backend
 from streamproc.errors import InferenceBackendLoadError
 from streamproc.logger import get_logger
 
 
-def load_backend(path: str, *, loader: str, base_dir: str | Path, config: dict[str, Any]) -> Any:
-    """The backend that the settings name: ``loader`` is ``local``, ``module`` or ``project``. Raises as ``load``."""
+def load_backend(
+    path: str, *, loader: str, base_dir: str | Path, config: dict[str, Any], initialize: bool = True
+) -> Any:
+    """The backend that the settings name: ``loader`` is ``local``, ``module`` or ``project``. Raises as ``load``.
+
+    Without ``initialize`` that is not called: for what needs no weights.
+    """
+    found: InferenceBackendLoader
     if loader == "local":
-        return LocalLoader(path, base_dir=base_dir).load(**config)
-    if loader == "module":
-        return ModuleLoader(path).load(**config)
-    return InferenceBackendLoader.from_project(Path(base_dir, path), **config)
+        found = LocalLoader(path, base_dir=base_dir)
+    elif loader == "module":
+        found = ModuleLoader(path)
+    else:
+        found, config = _of_project(Path(base_dir, path), config)
+    found.initialize = initialize
+    return found.load(**config)
 
 
 class InferenceBackendLoader(ABC):
-    """Finds the object that a path names, and makes a backend of it."""
+    """Finds the object that a path names, and makes a backend of it.
+
+    Attributes:
+        initialize: Whether a backend's ``initialize()`` is called.
+    """
+
+    initialize = True
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -76,7 +92,7 @@ class InferenceBackendLoader(ABC):
             missing = ", ".join(f"{name}()" for name in sorted(getattr(backend, "__abstractmethods__", ())))
             raise InferenceBackendLoadError(f"the backend {self.path!r} does not define {missing}")
         try:
-            return backend(**backend_kwargs)
+            return backend(**backend_kwargs) if self.initialize else _uninitialized(backend, backend_kwargs)
         except Exception as error:
             ours = getattr(errors, type(error).__name__, None)
             if type(error).__module__ == "packflow.exceptions" and isinstance(ours, type):
@@ -92,16 +108,8 @@ class InferenceBackendLoader(ABC):
             project_path: The directory.
             **backend_kwargs: Over the file's ``backend_config``, key by key.
         """
-        directory = Path(project_path).resolve()
-        project = read_project(directory)
-        apply_environment(project.env)
-        _make_importable(directory)
-        loader: InferenceBackendLoader
-        if project.loader == "local":
-            loader = LocalLoader(project.inference_backend, base_dir=directory)
-        else:
-            loader = ModuleLoader(project.inference_backend)
-        return loader.load(**{**project.backend_config, **backend_kwargs})
+        loader, config = _of_project(Path(project_path), backend_kwargs)
+        return loader.load(**config)
 
 
 class LocalLoader(InferenceBackendLoader):
@@ -133,6 +141,27 @@ class ModuleLoader(InferenceBackendLoader):
         """The object, from the module."""
         module_name, object_name = _split(self.path)
         return _get(importlib.import_module(module_name), object_name)
+
+
+def _of_project(project_path: Path, config: dict[str, Any]) -> tuple[InferenceBackendLoader, dict[str, Any]]:
+    """The loader that a project's file names, and its configuration below the one that is given."""
+    directory = project_path.resolve()
+    project = read_project(directory)
+    apply_environment(project.env)
+    _make_importable(directory)
+    loader: InferenceBackendLoader
+    if project.loader == "local":
+        loader = LocalLoader(project.inference_backend, base_dir=directory)
+    else:
+        loader = ModuleLoader(project.inference_backend)
+    return loader, {**project.backend_config, **config}
+
+
+def _uninitialized(backend: Any, config: dict[str, Any]) -> Any:
+    made = backend.__new__(backend)
+    made.initialize = no_initialize  # its own goes before its class's, with packflow's base class too
+    made.__init__(**config)
+    return made
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -179,9 +179,10 @@ class Cause(StrEnum):
 class Failure:
     """Why a record, or a whole batch, failed.
 
-    ``stage`` is where on the path it happened (``decode``, ``schema``, ``preprocess``, ``transform_inputs``,
-    ``execute``, ``transform_outputs``, ``output``, ``encode``, ``worker``, ``sink``); ``kind`` the error's type;
-    ``message`` the sentence for people; ``traceback`` the last lines of an exception's, where one was raised.
+    ``stage`` is where on the path it happened (``length``, ``decode``, ``schema``, ``preprocess``,
+    ``transform_inputs``, ``execute``, ``transform_outputs``, ``output``, ``encode``, ``worker``, ``sink``); ``kind``
+    the error's type; ``message`` the sentence for people; ``traceback`` the last lines of an exception's, where one was
+    raised.
     """
 
     cause: Cause
@@ -278,12 +279,13 @@ class Batch:
 class BatchReport:
     """What is known of a batch once it ran: what the metrics topic and the results' envelope say of it.
 
-    ``metrics`` is the backend's execution metrics as JSON, packflow's names, milliseconds; ``attempts`` how often the
-    records had been executed when this came out.
+    ``worker`` is the index of the one that ran it, None where its records failed before; ``metrics`` is the backend's
+    execution metrics as JSON, packflow's names, milliseconds; ``attempts`` how often the records had been executed when
+    this came out.
     """
 
     batch: Batch
-    worker: int
+    worker: int | None
     metrics: bytes
     attempts: int
 

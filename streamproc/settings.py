@@ -10,18 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SecretStr,
     StringConstraints,
     ValidationInfo,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from streamproc.records import Cause
 
@@ -69,6 +72,9 @@ class Section(BaseModel):
         validate_default=True,
         ser_json_inf_nan="constants",
     )
+
+    short_forms: ClassVar[tuple[str, ...]] = ()
+    """Words that may stand in the place of the whole section."""
 
 
 class KafkaSettings(Section):
@@ -236,14 +242,55 @@ class DeadLetterSettings(Section):
     """Dead-letter topic; `<first input topic>.dead` by default."""
 
 
+class LengthSettings(Section):
+    """What a record is padded by in a batch: its bytes, a field, or what the backend says."""
+
+    short_forms: ClassVar[tuple[str, ...]] = ("bytes", "backend")
+
+    of: Literal["bytes", "field", "backend"]
+    """What a record is padded by in a batch: the `bytes` of its value, a `field`, or what the method `length` of the
+    `backend` answers; `length: bytes` and `length: backend` say it alone. Without, lengths play no part."""
+    field: str | None = Field(default=None, min_length=1)
+    """The field to measure, a nested one by dots; a record without it becomes a dead letter."""
+    unit: Literal["characters", "bytes", "items", "value"] = "characters"
+    """What is counted of the field: a text's `characters` or its `bytes` in UTF-8, a list's `items`, or the `value` of
+    a number that is the length itself."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_full(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"of": data}
+        if isinstance(data, dict) and "of" not in data and "field" in data:
+            return {**data, "of": "field"}
+        return data
+
+    @model_validator(mode="after")
+    def _the_field_is_there(self) -> Self:
+        if self.of == "field" and self.field is None:
+            raise CrossFieldError("a field is to be measured, and none is named", hint="set field", keys=[("field",)])
+        if self.of != "field" and self.field is not None:
+            raise CrossFieldError(
+                f"is set, and of: {self.of} measures no field", hint="keep one of them", keys=[("field",), ("of",)]
+            )
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The section, whose ``of`` goes without saying where there is a field, or one word in its place."""
+        section = handler.resolve_ref_schema(handler(schema))
+        section.pop("required", None)
+        return {"anyOf": [{"enum": list(cls.short_forms), "type": "string"}, section]}
+
+
 class BatchSettings(Section):
     """Which records go together in a batch, and when it closes: at the first of size, bytes and wait."""
 
     strategy: Literal["none", "fifo", "bucketed", "exact"] = "fifo"
     """`none`: each record alone; `fifo`: in order of arrival; `bucketed`, `exact`: with others of about its length, to
     pad little, the one by buckets, the other by a plan of the 512 oldest. By default bucketed where `length` is set."""
-    length: Literal["bytes"] | None = None
-    """What a record is padded by in a batch: `bytes`, those of its value; by default lengths play no part."""
+    length: LengthSettings | None = None
+    """What a record is padded by in a batch; null: lengths play no part."""
     max_size: int = Field(default=64, ge=1, le=100_000)
     """Most records in a batch."""
     max_wait_ms: float = Field(default=20.0, ge=0)
@@ -267,7 +314,7 @@ class BatchSettings(Section):
             if needs and self.length is None:
                 raise CrossFieldError(
                     f"{getattr(self, key)} goes by lengths, and records have none",
-                    hint="set length: bytes",
+                    hint="set length, to bytes say",
                     keys=[(key,), ("length",)],
                 )
         return self

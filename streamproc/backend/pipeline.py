@@ -137,12 +137,18 @@ class Pipeline(ABC):
         return f"{type(self).__name__}({self.config!r})"
 
 
+def no_initialize() -> None:
+    """In the place of a backend's ``initialize`` where its weights are not needed."""
+
+
 def run_initialize(backend: Any, initialize: Callable[[], object]) -> None:
-    """Call and time a backend's ``initialize``.
+    """Call and time a backend's ``initialize``; ``no_initialize`` is neither called nor told of.
 
     Raises:
         InferenceBackendInitializationError: It raised; the cause is chained.
     """
+    if initialize is no_initialize:
+        return
     name = type(backend).__name__
     start = time.perf_counter()
     try:

@@ -55,7 +55,8 @@ def main() -> None:
         backend = _load(request["backend"])
         answer(event="loaded", seconds=time.perf_counter() - begun)
         for task, samples in request["tasks"].items():
-            answer(event="task", task=task, **_run(backend, task, samples, lambda: answer(event="batch")))
+            length = _length(request["backend"], task, samples)
+            answer(event="task", task=task, **length, **_run(backend, task, samples, lambda: answer(event="batch")))
     except ValidationError as error:
         # Of the backend's own configuration model. Its messages repeat no input.
         first = error.errors(include_url=False, include_input=False)[0]
@@ -78,6 +79,25 @@ def _load(backend: dict[str, Any]) -> Any:
     from streamproc.loaders import load_backend  # noqa: PLC0415 - inside the try, as the user's code is
 
     return load_backend(**{**backend, "config": yaml.safe_load(backend["config"])})
+
+
+def _length(backend: dict[str, Any], task: str, samples: dict[str, Any]) -> dict[str, Any]:
+    """How many samples have no length where they should, and why, as the measuring process would find."""
+    length = samples["length"]
+    if length is None:
+        return {"unmeasured": 0}
+    from streamproc.loaders import load_backend  # noqa: PLC0415 - inside the try, as the user's code is
+    from streamproc.runtime.lengths import meter_for  # noqa: PLC0415 - as above
+
+    # Another one, that is not initialized: what length() needs must not come from initialize().
+    loaded = None
+    if length["of"] == "backend":
+        loaded = load_backend(**{**backend, "config": yaml.safe_load(backend["config"])}, initialize=False)
+    records = [memoryview(orjson.dumps(record)) for record in samples["records"]]
+    _, failures = meter_for(length, loaded, task).measure(records)
+    if failures and len(failures) == len(records):
+        raise BackendError(f"none of the {len(records)} sample records has a length: {failures[0][1]}")
+    return {"unmeasured": len(failures), "unmeasured_for": failures[0][1] if failures else None}
 
 
 def _run(backend: Any, task: str, samples: dict[str, Any], on_batch: Callable[[], None]) -> dict[str, Any]:

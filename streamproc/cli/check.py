@@ -176,12 +176,15 @@ def _task_finding(answer: dict[str, Any]) -> Finding:
     failed = f", {answer['failed']} of them failed by the backend itself" if answer["failed"] else ""
     per_record = answer["milliseconds"] / records
     keys = ", ".join(answer["keys"]) or "none"
+    unmeasured = (
+        f"; {answer['unmeasured']} without a length: {answer['unmeasured_for']}" if answer["unmeasured"] else ""
+    )
     absent = f"; declared in output_keys, and in no output: {', '.join(answer['absent'])}" if answer["absent"] else ""
     return Finding(
         name,
         "ok",
         f"{count_of(records, 'sample record')} in, as many out{failed}; {per_record:.3f} ms a record; "
-        f"fields: {keys}{absent}",
+        f"fields: {keys}{absent}{unmeasured}",
     )
 
 
@@ -268,10 +271,14 @@ def _answers(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> Genera
 
 
 def _request(settings: Settings, samples: dict[str, list[dict[str, Any]]]) -> bytes:
-    from streamproc.runtime.startup import backend_setup  # noqa: PLC0415 - --help needs none of it
+    from streamproc.runtime.startup import backend_setup, length_setup  # noqa: PLC0415 - --help needs none of it
 
     tasks = {
-        name: {"records": records, "batch_size": settings.tasks[name].batch.max_size}
+        name: {
+            "records": records,
+            "batch_size": settings.tasks[name].batch.max_size,
+            "length": length_setup(settings.tasks[name]),
+        }
         for name, records in samples.items()
     }
     debug = bool(os.environ.get("STREAMPROC_DEBUG"))

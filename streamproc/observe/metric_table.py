@@ -38,6 +38,7 @@ TIME_BUCKETS = (
     *(1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
 )
 SIZE_BUCKETS = (*(float(2**power) for power in range(17)), 100_000.0)
+PADDING_BUCKETS = (1.0, 1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 # Records beyond 0.99 are in full batches.
 RATIO_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0)
 
@@ -55,9 +56,16 @@ class MetricSpec:
     buckets: tuple[float, ...] = ()
 
 
-def _spec(group: str, kind: MetricKind, name: str, text: str, *labels: str, unit: str = "") -> MetricSpec:
-    buckets = {"seconds": TIME_BUCKETS, "records": SIZE_BUCKETS, "ratio": RATIO_BUCKETS} if kind == "histogram" else {}
-    return MetricSpec(group, f"streamproc_{name}", kind, text, labels, unit, buckets.get(unit, ()))
+BUCKETS = {"seconds": TIME_BUCKETS, "records": SIZE_BUCKETS, "ratio": RATIO_BUCKETS}
+"""By unit, where a histogram has none of its own."""
+
+
+def _spec(
+    group: str, kind: MetricKind, name: str, text: str, *labels: str, unit: str = "", buckets: tuple[float, ...] = ()
+) -> MetricSpec:
+    if kind == "histogram" and not buckets:
+        buckets = BUCKETS[unit]
+    return MetricSpec(group, f"streamproc_{name}", kind, text, labels, unit, buckets)
 
 
 def _records() -> tuple[MetricSpec, ...]:
@@ -85,6 +93,15 @@ def _records() -> tuple[MetricSpec, ...]:
             "records_retried_total",
             "Records executed again after a failure, counted at each execution beyond the first.",
             "task",
+        ),
+        _spec(
+            group,
+            "histogram",
+            "record_length_seconds",
+            "Time from a record's arrival in the processor until its length is known, of every record that the "
+            "measuring process measured; where batch.length is a field or the backend's.",
+            "task",
+            unit="seconds",
         ),
         _spec(
             group,
@@ -122,6 +139,15 @@ def _batches() -> tuple[MetricSpec, ...]:
             "A batch's records over batch.max_size.",
             "task",
             unit="ratio",
+        ),
+        _spec(
+            group,
+            "histogram",
+            "batch_padding_ratio",
+            "A batch's padded length over the lengths of its records: 1 is no padding; where batch.length is set.",
+            "task",
+            unit="ratio",
+            buckets=PADDING_BUCKETS,
         ),
         _spec(
             group,
@@ -260,6 +286,13 @@ def _workers() -> tuple[MetricSpec, ...]:
         _spec(group, "counter", "worker_restarts_total", "Workers replaced, by cause.", "cause"),
         _spec(
             group,
+            "counter",
+            "measurer_restarts_total",
+            "Replacements of the process that measures the records' lengths, by cause.",
+            "cause",
+        ),
+        _spec(
+            group,
             "gauge",
             "worker_rss_bytes",
             "Resident memory of a worker after its last batch.",
@@ -280,7 +313,7 @@ TABLE: tuple[MetricSpec, ...] = (
 
 LABEL_MEANINGS: dict[str, str] = {
     "task": "the task's name in the settings",
-    "stage": "where the record failed: `decode`, `schema`, `preprocess`, `transform_inputs`, `execute`, "
+    "stage": "where the record failed: `length`, `decode`, `schema`, `preprocess`, `transform_inputs`, `execute`, "
     "`transform_outputs`, `output`, `encode`, `worker` or `sink`",
     "kind": "the type of the error; `other` after the first 50 of a task, by cause, stage and kind",
     "outcome": "`ok` or `failed`",
@@ -292,7 +325,7 @@ LABEL_MEANINGS: dict[str, str] = {
     "output": ", ".join(f"`{output}`" for output in PRODUCER_OUTPUTS),
     "state": ", ".join(f"`{state}`" for state in WORKER_STATES),
     "cause": f"of a failed record: {', '.join(f'`{cause}`' for cause in Cause)}; "
-    f"of a worker's replacement: {', '.join(f'`{cause}`' for cause in RESTART_CAUSES)}",
+    f"of a replacement: {', '.join(f'`{cause}`' for cause in RESTART_CAUSES)}",
     "worker": "the worker's index, from 0",
     "version": "streamproc's version",
 }
@@ -324,7 +357,12 @@ def render_markdown() -> str:
     lines += ["## Labels", "", "| label | values |", "|---|---|"]
     lines += [f"| `{label}` | {meaning} |" for label, meaning in LABEL_MEANINGS.items()]
     lines += ["", "## Buckets", "", "| unit | upper bounds |", "|---|---|"]
-    buckets = {spec.unit: spec.buckets for spec in TABLE if spec.buckets}
+    own = {
+        f"{spec.unit}, of `{spec.name}`": spec.buckets
+        for spec in TABLE
+        if spec.buckets and spec.buckets != BUCKETS[spec.unit]
+    }
+    buckets = {**BUCKETS, **own}
     lines += [f"| {unit} | {', '.join(f'{bound:g}' for bound in bounds)} |" for unit, bounds in buckets.items()]
     return "\n".join(lines) + "\n"
 

@@ -56,11 +56,13 @@ class Metrics:
         self.records_dead = self._counter("streamproc_records_dead_total")
         self.records_dropped = self._counter("streamproc_records_dropped_total")
         self.records_retried = self._counter("streamproc_records_retried_total")
+        self.record_length = self._histogram("streamproc_record_length_seconds")
         self.record_queue = self._histogram("streamproc_record_queue_seconds")
         self.batches = self._counter("streamproc_batches_total")
         self.batches_closed = self._counter("streamproc_batches_closed_total")
         self.batch_size = self._histogram("streamproc_batch_size_records")
         self.batch_fill = self._histogram("streamproc_batch_fill_ratio")
+        self.batch_padding = self._histogram("streamproc_batch_padding_ratio")
         self.batch_wait = self._histogram("streamproc_batch_wait_seconds")
         self.batch_wall = self._histogram("streamproc_batch_wall_seconds")
         self.step = self._histogram("streamproc_step_seconds")
@@ -82,12 +84,14 @@ class Metrics:
         self.producer_errors = self._counter("streamproc_producer_errors_total")
         self.workers = self._gauge("streamproc_workers")
         self.worker_restarts = self._counter("streamproc_worker_restarts_total")
+        self.measurer_restarts = self._counter("streamproc_measurer_restarts_total")
         self.worker_rss = self._gauge("streamproc_worker_rss_bytes")
         self.build_info = self._gauge("streamproc_build_info")
         ProcessCollector(registry=self.registry)
 
         self._tasks: dict[str, TaskMetrics] = {}
         self._restarts = {cause: self.worker_restarts.labels(cause) for cause in RESTART_CAUSES}
+        self._measurer_restarts = {cause: self.measurer_restarts.labels(cause) for cause in RESTART_CAUSES}
         self.set_workers({})
         self.build_info.labels(version or package_version()).set(1)
 
@@ -105,6 +109,10 @@ class Metrics:
     def worker_restarted(self, cause: RestartCause) -> None:
         """Count a worker that was replaced."""
         self._restarts[cause].inc()
+
+    def measurer_restarted(self, cause: RestartCause) -> None:
+        """Count a measuring process that was replaced."""
+        self._measurer_restarts[cause].inc()
 
     def set_worker_rss(self, worker: int, rss_bytes: int) -> None:
         """Set the resident memory of the worker with this index."""
@@ -155,7 +163,9 @@ class TaskMetrics:
         self.batches_closed: dict[str, Counter] = {
             rule: metrics.batches_closed.labels(task, rule) for rule in CLOSE_RULES
         }
+        self.length = metrics.record_length.labels(task)
         self.batch_size = metrics.batch_size.labels(task)
+        self.batch_padding = metrics.batch_padding.labels(task)
         self.batch_fill = metrics.batch_fill.labels(task)
         self.batch_wait = metrics.batch_wait.labels(task)
         self.batch_wall = metrics.batch_wall.labels(task)
@@ -184,6 +194,8 @@ class TaskMetrics:
         self.batches_closed[batch.closed_by].inc()
         self.batch_size.observe(batch.size)
         self.batch_fill.observe(batch.fill)
+        if batch.padding_ratio is not None:
+            self.batch_padding.observe(batch.padding_ratio)
         if batch.attempt > 1:
             self.records_retried.inc(batch.size)
             return

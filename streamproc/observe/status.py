@@ -113,6 +113,8 @@ class TaskStatus(StatusModel):
     in_flight_records: int = 0
     in_flight_bytes: int = 0
     """Of the values of these records, and of their results until they are acknowledged."""
+    measuring: int = 0
+    """Records whose lengths are not known yet; they go to the window once they are."""
     window: WindowStatus = WindowStatus()
     counts: RecordCounts = RecordCounts()
     last_batch: LastBatch | None = None
@@ -134,6 +136,15 @@ class WorkerStatus(StatusModel):
     """How long its present batch has been computing."""
 
 
+class MeasurerStatus(StatusModel):
+    """The process that measures the lengths of records."""
+
+    pid: int | None = None
+    state: Literal["starting", "ready"]
+    restarts: int = 0
+    """How often it was replaced."""
+
+
 class ProcessorStatus(StatusModel):
     """A processor: one replica of an application."""
 
@@ -143,6 +154,8 @@ class ProcessorStatus(StatusModel):
     uptime_s: float
     tasks: dict[str, TaskStatus]
     workers: list[WorkerStatus]
+    measurer: MeasurerStatus | None = None
+    """Null where no task has lengths that it would measure."""
 
 
 EXAMPLE = ProcessorStatus(

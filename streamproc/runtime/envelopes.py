@@ -60,8 +60,9 @@ def dead_letter_row(
         ("streamproc-error-message", message),
         # A record that never reached the backend was looked at once, however often its batch was executed.
         ("streamproc-attempts", b"%d" % (1 if failure.cause is Cause.INVALID else report.attempts)),
-        ("streamproc-worker", b"%d" % report.worker),
     ]
+    if report.worker is not None:
+        ours.append(("streamproc-worker", b"%d" % report.worker))
     key, headers = record.key, [*record.headers, *ours]
     limit_bytes -= MARKS_BYTES
     if failure.traceback:
@@ -105,7 +106,8 @@ def batch_record(
 
     packflow's execution metrics, and around them: ``records`` the batch was made of and what became of them, the rule
     that closed its window, fill of its maximum size, time in the worker, the time that was predicted, and who ran it.
-    Times are milliseconds. ``padding_ratio`` and the prediction are null where the task's records have no length.
+    Times are milliseconds, memory is in bytes. ``padding_ratio`` and the predictions are null where the task's records
+    have no length. Records that have none where they should are told of together, as ``closed_by: length``.
     """
     batch = report.batch
     return orjson.dumps(
@@ -118,6 +120,7 @@ def batch_record(
             **metrics,
             "wall_time": round(wall_ms, 5),
             "predicted_wall_time": None if batch.predicted_ms is None else round(batch.predicted_ms, 5),
+            "predicted_memory": None if batch.predicted_bytes is None else int(batch.predicted_bytes),
             "closed_by": batch.closed_by,
             "fill": round(batch.fill, 5),
             "padding_ratio": None if batch.padding_ratio is None else round(batch.padding_ratio, 5),

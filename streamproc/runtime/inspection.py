@@ -16,6 +16,7 @@ from streamproc.observe.metrics import package_version
 from streamproc.observe.status import (
     CircuitStatus,
     LastBatch,
+    MeasurerStatus,
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
@@ -115,6 +116,8 @@ class Inspector:
                 initialized = worker is not None and worker.initialize_s is not None
                 what = "says that its backend is not ready" if initialized else "is starting"
                 reasons.append(f"worker {index} {what}")
+        if processor.measuring is not None and not processor.measuring.ready:
+            reasons.append("the process that measures lengths is starting")
         return Health.of(*reasons)
 
     def status(self, now: float) -> ProcessorStatus:
@@ -127,6 +130,7 @@ class Inspector:
             uptime_s=round(now - self._begun, 3),
             tasks={name: self._task(task, now) for name, task in processor.tasks.items()},
             workers=[self._worker(worker, now) for worker in processor.pool.workers()],
+            measurer=self._measurer(),
         )
 
     def circuit(self, task: str, now: float) -> CircuitStatus:
@@ -217,6 +221,7 @@ class Inspector:
             partitions=partitions,
             in_flight_records=task.ledger.in_flight_records,
             in_flight_bytes=task.ledger.in_flight_bytes,
+            measuring=0 if self._processor.measuring is None else self._processor.measuring.size(task.name),
             window=WindowStatus(
                 size=task.batcher.size, age_ms=0.0 if opened_at is None else round((now - opened_at) * 1_000, 3)
             ),
@@ -245,6 +250,14 @@ class Inspector:
             worker=report.worker,
             wait_ms=round((batch.closed_at - batch.opened_at) * 1_000, 3),
             wall_ms=round(wall_ms, 3),
+        )
+
+    def _measurer(self) -> MeasurerStatus | None:
+        measuring = self._processor.measuring
+        if measuring is None:
+            return None
+        return MeasurerStatus(
+            pid=measuring.pid, state="ready" if measuring.ready else "starting", restarts=measuring.restarts
         )
 
     def _worker(self, worker: Worker, now: float) -> WorkerStatus:

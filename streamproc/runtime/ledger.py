@@ -50,6 +50,8 @@ class _Partition:
     """Settled runs beyond the head, in order: first sequence number, the one after the last, and the next offset."""
     arrivals: deque[tuple[int, int]] = field(default_factory=deque)
     """(sequence number after a span, timestamp of its first record) of the spans read, to date the oldest unsettled."""
+    gap: int | None = None
+    """Sequence number of the first record that was discarded: nothing from there on can be committed any more."""
     in_flight_records: int = 0
     in_flight_bytes: int = 0
     output_bytes: int = 0
@@ -178,6 +180,7 @@ class Ledger:
         state = self._partitions.get(span.lease.partition)
         if state is not None and state.lease is span.lease:
             self._count(state, span, -1)
+            state.gap = span.first if state.gap is None else min(state.gap, span.first)
 
     def loads(self) -> Iterator[tuple[TopicPartition, int, int]]:
         """Each assigned partition with its outstanding records and its bytes in flight."""
@@ -187,6 +190,14 @@ class Ledger:
     def in_flight(self, partitions: Iterable[TopicPartition]) -> int:
         """Records of these partitions that are read and neither settled nor discarded."""
         return sum(state.in_flight_records for p in partitions if (state := self._partitions.get(p)) is not None)
+
+    def is_awaited(self, partitions: Iterable[TopicPartition]) -> bool:
+        """Whether records of these partitions are in flight that can still be committed: none before them is given up.
+
+        What lies behind a discarded record may wait for it for ever, in the order of its partition.
+        """
+        states = [state for p in partitions if (state := self._partitions.get(p)) is not None]
+        return any(state.head < (state.read if state.gap is None else state.gap) for state in states)
 
     def committable(self, partitions: Iterable[TopicPartition] | None = None) -> dict[TopicPartition, int]:
         """The offsets to commit that are not committed yet, of these partitions or of all."""

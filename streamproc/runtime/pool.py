@@ -45,7 +45,7 @@ from streamproc.runtime.wire import (
     decode_reply,
     encode_frame,
 )
-from streamproc.runtime.worker_process import WorkerProcess
+from streamproc.runtime.worker_process import WorkerProcess, describe_exit
 from streamproc.settings import PoolSettings
 
 MAX_RESTART_BACKOFF_S = 30.0
@@ -298,7 +298,7 @@ class Pool:
         if worker.kill_reason is None and code == -signal.SIGKILL and self._kills.explain(self._clock()):
             worker.kill_reason = "oom"
             worker.kill_message = "the kernel ended it, since its control group ran out of memory"
-        cause = worker.kill_message or worker.kill_reason or _describe_exit(code)
+        cause = worker.kill_message or worker.kill_reason or describe_exit(code)
         if worker.replaces is not None:
             self._keep(worker.replaces, worker.start_message or cause)
         elif was_starting:
@@ -577,16 +577,6 @@ def _number(head: dict[str, Any], name: str) -> float:
     if not isinstance(value, int | float):
         raise WireError(f"a frame without {name}")
     return float(value)
-
-
-def _describe_exit(code: int | None) -> str:
-    if code is None:
-        return "it could not be started"
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-code).name}"
-        return f"killed by signal {-code}"
-    return f"it exited with code {code}"
 
 
 def _cause_label(kill_reason: str | None, code: int | None) -> str:

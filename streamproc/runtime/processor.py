@@ -31,7 +31,9 @@ from streamproc.observe.status import CircuitStatus, ProcessorStatus
 from streamproc.records import Batch, Failure
 from streamproc.runtime.fairness import Fairness, candidates
 from streamproc.runtime.inspection import Inspector
+from streamproc.runtime.measuring import Measuring, MeasuringEvents
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
+from streamproc.runtime.startup import measurer_setup
 from streamproc.runtime.task_stream import TaskStream
 from streamproc.settings import Settings
 
@@ -86,6 +88,18 @@ class Processor:
             PoolEvents(self._on_reply, self._on_failed, self._schedule, self._on_restart, self._on_fatal),
             clock,
         )
+        self.measuring: Measuring | None = None
+        """Tells the lengths of records, where tasks ask for those of a field or of the backend."""
+        measured = measurer_setup(settings, setup)
+        if measured is not None:
+            events = MeasuringEvents(
+                lambda task, spans: self.tasks[task].measured(spans),
+                lambda task, failed: self.tasks[task].unmeasured(failed),
+                self._schedule,
+                self.metrics.measurer_restarted,
+                self._on_fatal,
+            )
+            self.measuring = Measuring(settings.pool, measured, events, clock)
         ids = itertools.count(1)
         self.tasks = {
             name: TaskStream(
@@ -93,6 +107,7 @@ class Processor:
                 settings,
                 connections,
                 self.metrics.task(name),
+                measuring=self.measuring if measured is not None and name in measured["tasks"] else None,
                 next_id=lambda: next(ids),
                 rng=rng or random.Random(),  # noqa: S311 - jitter, no secret
                 clock=clock,
@@ -108,10 +123,12 @@ class Processor:
     # -- life
 
     async def launch(self) -> None:
-        """Start the workers' processes, as ``start`` does first, where it has not been done; ``stop`` ends them."""
+        """Start the child processes, as ``start`` does first, where it has not been done; ``stop`` ends them."""
         if not self._launched:
             self._launched = True
             await self.pool.start()
+            if self.measuring is not None:
+                await self.measuring.start()
 
     async def start(self) -> None:
         """Launch the workers, reach Kafka, join the groups. Raises StreamprocError; then ``stop`` cleans up."""
@@ -121,6 +138,8 @@ class Processor:
             await task.connect()
         self._ticking = asyncio.get_running_loop().create_task(self._tick(), name="tick")
         await self._unless_it_ends(self.pool.initialized.wait())
+        if self.measuring is not None:
+            await self._unless_it_ends(self.measuring.initialized.wait())
         for task in self.tasks.values():
             if not self._stopped:
                 await task.join()
@@ -167,10 +186,15 @@ class Processor:
     def kill(self) -> None:
         """End the workers at once, for an exit that does not wait."""
         self.pool.kill()
+        if self.measuring is not None:
+            self.measuring.kill()
 
     async def _close(self) -> None:
         """Commit, leave the groups, end the workers: side by side, since nothing is in flight any more."""
-        closing = [asyncio.ensure_future(it) for it in (*(t.stop() for t in self.tasks.values()), self.pool.stop())]
+        stops = [*(task.stop() for task in self.tasks.values()), self.pool.stop()]
+        if self.measuring is not None:
+            stops.append(self.measuring.stop())
+        closing = [asyncio.ensure_future(it) for it in stops]
         _, late = await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
         for it in closing:
             if it.done() and not it.cancelled() and (error := it.exception()) is not None:
@@ -227,6 +251,8 @@ class Processor:
                 self._fairness.dispatched(batch)
                 self.pool.submit(batch)
             self._set_timer(now)
+            if self.measuring is not None:
+                self.measuring.send({name for name, task in self.tasks.items() if task.circuit.is_open})
         except Exception as error:  # noqa: BLE001 - in a callback of the loop it would only be logged
             self._on_fatal(InternalError(error, where="the dispatch of batches"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -10,7 +11,7 @@ import yaml
 
 from streamproc.broker.topics import DeclaredTopic, load_topics
 from streamproc.errors import SettingsError
-from streamproc.settings import Settings
+from streamproc.settings import Settings, TaskSettings
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,24 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
         "shared_memory_threshold_bytes": settings.pool.shared_memory_threshold_bytes,
         "logging": settings.logging.model_dump(),
     }
+
+
+def measurer_setup(settings: Settings, workers: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the measuring process is told at its start, beside what the workers are; None where no task needs it."""
+    lengths = {name: length_setup(task) for name, task in settings.tasks.items()}
+    tasks = {name: length for name, length in lengths.items() if length is not None}
+    if not tasks:
+        return None
+    asks_backend = any(it["of"] == "backend" for it in tasks.values())
+    return {"backend": workers["backend"] if asks_backend else None, "tasks": tasks, "logging": workers["logging"]}
+
+
+def length_setup(task: TaskSettings) -> dict[str, Any] | None:
+    """What the measuring process measures for a task, ready for JSON; None where it does not."""
+    length = task.batch.length
+    if length is None or length.of == "bytes":
+        return None
+    return {**length.model_dump(), "max_value_bytes": task.input.max_value_bytes}
 
 
 def backend_setup(settings: Settings) -> dict[str, str]:

@@ -1,14 +1,14 @@
 """One task's stream: its consumer, producer and stages, wired in the order in which a record meets them.
 
-    source → batcher ─ ─ (processor, pool) ─ ─ isolation → sequencer → sink → ledger
+    source ─ ─ (measuring) ─ ─ batcher ─ ─ (processor, pool) ─ ─ isolation → sequencer → sink → ledger
 
-The processor decides when a batch goes to the shared pool, and brings its answer back here. A task rebalances, lags
-and pushes back apart from the others.
+The processor decides when a batch goes to the shared pool, and brings its answer back here. So it does with records
+whose length the measuring process tells. A task rebalances, lags and pushes back apart from the others.
 
 Invariants:
 
-- A record that was read is, until its partition goes away, in exactly one place: the batcher, the pool, a retry that
-  waits, the sequencer, or the sink; and the ledger counts it as in flight until it is settled.
+- A record that was read is, until its partition goes away, in exactly one place: the measuring, the batcher, the pool,
+  a retry that waits, the sequencer, or the sink; and the ledger counts it as in flight until it is settled.
 - While the circuit is open nothing is read and nothing dispatched; what was read stays where it is, and what waits for
   a worker is handed back when its partition goes or the task drains.
 - When partitions are revoked: nothing more is taken from them, what was not dispatched goes back to Kafka, what was has
@@ -55,6 +55,7 @@ from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from streamproc.runtime.envelopes import batch_record
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.ledger import Ledger
+from streamproc.runtime.measuring import Measuring
 from streamproc.runtime.online_cost import OnlineCost
 from streamproc.runtime.pool import Reply
 from streamproc.runtime.sequencer import make_sequencer
@@ -83,6 +84,7 @@ class TaskStream:
         connections: Connections,
         metrics: TaskMetrics,
         *,
+        measuring: Measuring | None,
         next_id: Callable[[], int],
         rng: random.Random,
         clock: Callable[[], float],
@@ -90,7 +92,10 @@ class TaskStream:
         on_work: Callable[[], None],
         on_fatal: Callable[[StreamprocError], None],
     ) -> None:
-        """``on_work`` is called when there may be something to dispatch, ``on_fatal`` once the task cannot go on."""
+        """``measuring`` tells the lengths of the task's records, where it has some that are not those of their values.
+
+        ``on_work`` is called when there may be something to dispatch, ``on_fatal`` once the task cannot go on.
+        """
         self.name = name
         self.group = settings.group_of(name)
         self.topics = settings.topics_of(name)
@@ -107,8 +112,12 @@ class TaskStream:
             group_id=self.group, client_id=client_id, auto_offset_reset=self._settings.input.auto_offset_reset
         )
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
-        self._measured = self._settings.batch.length is not None
-        self.batcher = Batcher(name, self._settings.batch, next_id, cost=OnlineCost() if self._measured else None)
+        self._measuring = measuring
+        self._pads_bytes = self._settings.batch.length is not None and measuring is None
+        self.batcher = Batcher(
+            name, self._settings.batch, next_id, cost=None if self._settings.batch.length is None else OnlineCost()
+        )
+        self._next_id = next_id
         self.ledger = Ledger()
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
         self.circuit = Circuit(self._settings.on_error.circuit)
@@ -132,8 +141,6 @@ class TaskStream:
         self._commit_lock = asyncio.Lock()
         self._letting_go: set[Lease] = set()
         """Leases that are about to end: what fails now is left to whoever reads it next."""
-        self._gaps: set[TopicPartition] = set()
-        """Partitions of which something was handed back: what lies behind it cannot be committed any more."""
         self._settled = asyncio.Event()
         self.assigned = asyncio.Event()
         self.state = "starting"
@@ -239,7 +246,7 @@ class TaskStream:
         self.state = "draining"
         self.source.stop()
         self._letting_go.update(self.ledger.leases())
-        self._give_back_waiting(self.batcher.discard())
+        self._give_back(self._undispatched(None))
         self._hand_back_waiting()
         await self._until_settled(self.ledger.assigned())
         if self._sink is not None:
@@ -290,15 +297,38 @@ class TaskStream:
             return 0
         sizes = value_sizes(records)
         largest = max(sizes)
-        lengths = [max(size, 0) for size in sizes] if self._measured else None
+        lengths = [max(size, 0) for size in sizes] if self._pads_bytes else None
         span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock(), lengths)
         self.ledger.read(span)
         self._sequencer.expect(span)
         self._metrics.records_in.inc(len(records))
         self.counts.taken += len(records)
-        self.batcher.add(span)
+        if self._measuring is None:
+            self.batcher.add(span)
+        else:
+            self._measuring.add(self.name, span)
         self._on_work()
         return largest
+
+    def measured(self, spans: Sequence[Span]) -> None:
+        """The lengths of these records are known."""
+        now = self._clock()
+        for span in spans:
+            self._metrics.length.observe(now - span.arrived_at, len(span.records))
+            self.batcher.add(span)
+        self._on_work()
+
+    def unmeasured(self, failed: Sequence[tuple[Span, Sequence[Failure]]]) -> None:
+        """These records have no length, and fail for it, each for its own reason."""
+        self.progress += 1
+        spans, now = [span for span, _ in failed], self._clock()
+        opened_at = min([span.arrived_at for span in spans])
+        batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by="length", fill=0.0)
+        report = BatchReport(batch, None, b"{}", attempts=batch.attempt)
+        self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
+        for span, failures in failed:
+            self._complete(Outcome(span, bytes([Status.FAILED]) * len(failures), failures, report))
+        batch.release()
 
     def _on_pause(self, paused: bool) -> None:
         if paused:
@@ -363,7 +393,7 @@ class TaskStream:
         )
         decision = self._isolation.decide(batch, failure)
         if isinstance(decision, Retry) and all(span.lease in self._letting_go for span in batch.spans):
-            self._hand_back(batch.spans)
+            self._give_back(batch.spans)
         elif isinstance(decision, Retry):
             handle = asyncio.get_running_loop().call_later(decision.delay_s, self._retry, decision.batch.id)
             self._retries[decision.batch.id] = (handle, decision.batch)
@@ -589,7 +619,7 @@ class TaskStream:
         self.source.revoked(partitions)
         self.ends.clear()
         leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
-        self._give_back_waiting(self.batcher.discard(leases))
+        self._give_back(self._undispatched(leases))
         self._letting_go |= leases
         self._hand_back_waiting()
         if not self.consumer.is_member():
@@ -622,10 +652,9 @@ class TaskStream:
     def _end_leases(self, partitions: Iterable[TopicPartition]) -> None:
         """Whatever still comes for these counts for nothing."""
         leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
-        self.batcher.discard(leases)
+        self._undispatched(leases)
         self.ledger.close(lease.partition for lease in leases)
         self._letting_go -= leases
-        self._gaps -= {lease.partition for lease in leases}
         self._sequencer.forget(leases)
         self._open_sink.forget(leases)
         self._settled.set()
@@ -652,20 +681,15 @@ class TaskStream:
         self._metrics.transactions_aborted.inc()
         log.warning("task %s: %s", self.name, reason)
 
+    def _undispatched(self, leases: set[Lease] | None) -> list[Span]:
+        """Take out what no worker has got yet, of these leases or all of them."""
+        unmeasured = [] if self._measuring is None else self._measuring.discard(self.name, leases)
+        return [*self.batcher.discard(leases), *unmeasured]
+
     def _give_back(self, spans: Sequence[Span]) -> None:
         for span in spans:
             self.ledger.discard(span)
         self._settled.set()
-
-    def _give_back_waiting(self, spans: Sequence[Span]) -> None:
-        """Give back what was not dispatched; where something behind it was, that cannot be committed any more."""
-        waiting: dict[Lease, list[int]] = {}
-        for span in spans:
-            waiting.setdefault(span.lease, []).extend((span.first, len(span.records)))
-        for lease, it in waiting.items():
-            if min(it[::2]) + sum(it[1::2]) < self.ledger.next_sequence(lease):
-                self._gaps.add(lease.partition)
-        self._give_back(spans)
 
     def _hand_back_waiting(self) -> None:
         """Leave what waits for its next execution, of leases that end, to whoever reads the records next.
@@ -676,7 +700,7 @@ class TaskStream:
             if all(span.lease in self._letting_go for span in batch.spans):
                 handle.cancel()
                 del self._retries[number]
-                self._hand_back(batch.spans)
+                self._give_back(batch.spans)
         self._hand_back_held()
 
     def _hand_back_held(self) -> None:
@@ -684,19 +708,15 @@ class TaskStream:
             return
         waiting, self.again = self.again, []
         for batch in waiting:
-            self._hand_back([span for span in batch.spans if span.lease in self._letting_go])
+            self._give_back([span for span in batch.spans if span.lease in self._letting_go])
             staying = [span for span in batch.spans if span.lease not in self._letting_go]
             if staying:
                 batch.restrict(staying)
                 self.again.append(batch)
 
-    def _hand_back(self, spans: Sequence[Span]) -> None:
-        self._gaps |= {span.lease.partition for span in spans}
-        self._give_back(spans)
-
     async def _until_settled(self, partitions: Iterable[TopicPartition]) -> None:
         partitions = list(partitions)
-        while self.ledger.in_flight([it for it in partitions if it not in self._gaps]):
+        while self.ledger.is_awaited(partitions):
             self._settled.clear()
             await self._settled.wait()
 

@@ -1,10 +1,12 @@
-"""What crosses the socket between the parent and a worker, and how.
+"""What crosses the socket between the parent and a child, and how: a worker, or the process that measures lengths.
 
 A frame is a fixed header, a head (a small JSON object, one per batch) and a body (bytes). Bodies hold numpy-compatible
 arrays in native byte order followed by the records' values, joined; nothing is pickled and the parent decodes no value.
 
     batch body   lengths int64[n] | offsets int64[n] | timestamps int64[n] | values     NULL_SIZE is a null's length
     reply body   statuses uint8[n] | lengths uint32[n] | values                         one status byte per record
+    values body  lengths int64[n] | values                                              what is to be measured
+    lengths body lengths int64[n]                                                       UNMEASURED where that failed
 
 A body of ``shared_memory_threshold_bytes`` or more travels through a ``Segment`` instead: memory that the parent makes
 and both map, so that nothing is left behind when a worker is killed. A worker has two segments each way, used in turn;
@@ -44,6 +46,12 @@ MAX_HEAD_BYTES = 67_108_864
 """A head holds the schemas and sample records of the tasks, or a batch's metrics."""
 BATCHES_PER_WORKER = 2
 MAX_REPLY_VALUE_BYTES = 2**32 - 1
+MAX_CHUNK_RECORDS = 1_024
+"""Records that are measured together: enough for the cost of a frame to be little, and a circuit soon counts them."""
+UNMEASURED = -1
+"""In the place of a length that could not be measured."""
+MAX_LENGTH = 2**40
+"""What is longer is no length: a record's cost grows with its square."""
 
 
 class Kind(IntEnum):
@@ -57,6 +65,8 @@ class Kind(IntEnum):
     START_FAILED = 6
     REPLY = 7
     FAILED = 8
+    MEASURE = 9
+    LENGTHS = 10
 
 
 _MARK = b"spw"
@@ -224,6 +234,44 @@ def decode_reply(body: memoryview | bytes, counts: Sequence[int]) -> tuple[bytes
     return statuses, values, sizes
 
 
+def values_parts(spans: Sequence[Span]) -> tuple[list[bytes | memoryview], int]:
+    """The values of these records alone, as the parts of a body to join, and their length together."""
+    lengths = array("q")
+    values: list[bytes | memoryview] = [b""]
+    for span in spans:
+        lengths.extend(span.sizes)
+        values.extend([record.value or b"" for record in span.records])
+    values[0] = lengths.tobytes()
+    return values, 8 * len(lengths) + sum([span.size_bytes for span in spans])
+
+
+def decode_values(body: memoryview | bytes, count: int) -> list[memoryview | None]:
+    """The values of a body of ``count`` records, None for a null. Raises WireError where it is none."""
+    view = memoryview(body)
+    if len(view) < 8 * count:
+        raise WireError(f"the values of {count} records in {len(view)} bytes")
+    lengths = view[: 8 * count].cast("q").tolist()
+    payload = view[8 * count :]
+    ends = list(accumulate([max(0, length) for length in lengths], initial=0))
+    if ends[-1] != len(payload) or min(lengths, default=0) < NULL_SIZE:
+        raise WireError(f"values of {ends[-1]} bytes, and {len(payload)} came")
+    return [
+        None if length == NULL_SIZE else payload[start:stop]
+        for length, (start, stop) in zip(lengths, pairwise(ends), strict=True)
+    ]
+
+
+def decode_lengths(body: memoryview | bytes, count: int) -> list[int]:
+    """The lengths of ``count`` records, ``UNMEASURED`` where that failed. Raises WireError where they are none."""
+    if len(body) != 8 * count:
+        raise WireError(f"the lengths of {count} records in {len(body)} bytes")
+    with memoryview(body) as view, view.cast("q") as numbers:
+        lengths = numbers.tolist()
+    if lengths and not UNMEASURED <= min(lengths) <= max(lengths) <= MAX_LENGTH:
+        raise WireError("lengths that are none")
+    return lengths
+
+
 def are_metrics(metrics: object) -> bool:
     """Whether these can be a batch's execution metrics: a mapping, with numbers or nulls as ``execution_times``."""
     if not isinstance(metrics, dict):
@@ -235,7 +283,7 @@ def are_metrics(metrics: object) -> bool:
 
 
 class FrameReceiver(asyncio.BufferedProtocol):
-    """The parent's end of a worker's socket: reads straight into a buffer of the frame's size.
+    """The parent's end of a child's socket: reads straight into a buffer of the frame's size.
 
     ``on_frame`` gets each whole frame; it may raise WireError. ``on_garbage`` is called once where something else than
     a frame came, with what was wrong; nothing that comes later is looked at. ``on_closed`` is called once, at the end.

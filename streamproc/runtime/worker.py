@@ -14,14 +14,11 @@ Invariant: a backend that is not ``ready()`` gets no batch that was sent after i
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import logging
 import os
 import re
 import select
-import signal
 import socket
 import sys
 import time
@@ -33,25 +30,21 @@ from typing import Any
 
 import orjson
 import yaml
-from pydantic import ValidationError
 
 from streamproc.backend.record_error import RecordError
 from streamproc.backend.tasks import resolve_task
 from streamproc.errors import (
     BackendError,
-    InferenceBackendLoadError,
     InferenceBackendRuntimeError,
-    PreprocessorInitError,
-    StreamprocError,
     name_of_type,
     text_of,
 )
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.records import Cause, Failure, Status
+from streamproc.runtime.child import child_main, start_failure
 from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_all, shorten
 from streamproc.runtime.failures import encode_failure
-from streamproc.runtime.heap import keep_freed_memory
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
     MAX_REPLY_VALUE_BYTES,
@@ -59,7 +52,6 @@ from streamproc.runtime.wire import (
     Frame,
     Kind,
     Segment,
-    WireError,
     are_metrics,
     decode_batch,
     read_frame,
@@ -73,9 +65,7 @@ MAX_TRACEBACKS = 20
 TRACEBACK_LINES = 10
 TRACEBACK_BYTES = 2_048
 MAX_CHAIN = 10
-OOM_SCORE_ABOVE_PARENT = 500
 _STEP = re.compile(r"^(preprocess|transform_inputs|execute|transform_outputs)\(\)")
-_PR_SET_PDEATHSIG = 1
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 log = logging.getLogger("streamproc.worker")
@@ -322,7 +312,7 @@ class Worker:
             self._set_up(setup.head)
         except Exception as error:
             log.debug("the backend did not start", exc_info=error)
-            write_frame(self._connection, Kind.START_FAILED, _start_failure(error))
+            write_frame(self._connection, Kind.START_FAILED, start_failure(error))
             return 1
         self._report_readiness({"initialize_s": time.perf_counter() - begun}, first=True)
         while True:
@@ -432,70 +422,6 @@ def _warm_up(task: str, runner: Callable[[list[dict[str, Any]]], Any], records: 
         ) from error
 
 
-def _start_failure(error: Exception) -> dict[str, Any]:
-    """The sentence, and whether another try would end the same way: code and settings do not mend themselves."""
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(["backend.config", *map(str, first["loc"])])
-        message = f"{where}: {first['msg']}; the backend's own configuration model says so"
-        return {"message": shorten(message), "final": True}
-    text = text_of(error)
-    message = text if isinstance(error, StreamprocError) else f"{name_of_type(error)}: {text}"
-    return {"message": shorten(message), "final": isinstance(error, InferenceBackendLoadError | PreprocessorInitError)}
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when the parent dies, even by kill -9 in the middle of a batch."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _go_before_the_parent() -> None:
-    """Have Linux take this process first when memory runs out; whoever takes the parent stops the whole replica."""
-    score = Path("/proc/self/oom_score_adj")
-    with contextlib.suppress(OSError):
-        score.write_text(str(min(int(score.read_text()) + OOM_SCORE_ABOVE_PARENT, 1_000)))
-
-
-def _leave_it_to_the_parent(number: int, frame: object) -> None:
-    """Not SIG_IGN, which processes that the backend starts would inherit."""
-
-
-def _let_children_be_terminated() -> None:
-    """Give what the backend forks the default SIGTERM back; blocked meanwhile, since the first may come at once."""
-    mask = [signal.SIGTERM]
-
-    def in_child() -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)
-
-    os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, mask),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, mask),
-        after_in_child=in_child,
-    )
-
-
 def main() -> None:
     """The entry of a worker process: the descriptors of its socket and of its segments are its arguments."""
-    _die_with_parent()
-    _go_before_the_parent()
-    keep_freed_memory()
-    # Ctrl-C reaches the whole terminal group; only the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A service manager may send SIGTERM to every process of the service; the parent drains, and ends the workers.
-    signal.signal(signal.SIGTERM, _leave_it_to_the_parent)
-    _let_children_be_terminated()
-    socket_fd, parent, *segment_fds = (int(argument) for argument in sys.argv[1:])
-    if os.getppid() != parent:
-        return
-    segments = [Segment(fd) for fd in segment_fds]
-    with socket.socket(fileno=socket_fd) as connection:
-        try:
-            code = Worker(connection, segments).serve()
-        except (BrokenPipeError, ConnectionResetError):
-            code = 0
-        except WireError as error:
-            log.critical("the worker cannot understand its parent: %s", error)  # the user's code read from the socket
-            code = 1
-    sys.exit(code)
+    child_main(lambda connection, segments: Worker(connection, segments).serve())

@@ -1,4 +1,4 @@
-"""A worker's process as the pool holds it: its start, its socket, its shared memory and its end.
+"""A child's process as its supervisor holds it: its start, its socket, its shared memory and its end.
 
 Nothing here blocks or decides anything. Frames come through ``on_frame`` in the worker's order; where something else
 came, ``on_garbage`` is called once, and no frame after it; ``on_closed`` is called once, at the end.
@@ -21,16 +21,12 @@ from typing import Any
 
 import psutil
 
-from streamproc.runtime.wire import BATCHES_PER_WORKER, Frame, FrameReceiver, Segment
+from streamproc.runtime.wire import BATCHES_PER_WORKER, MAX_CHUNK_RECORDS, Frame, FrameReceiver, Segment
 from streamproc.settings import PoolSettings
 
 SOCKET_BUFFER_BYTES = 1_048_576
 LAST_FRAMES_S = 1.0
 _ROOT = str(Path(__file__).resolve().parents[2])
-_BOOT = (
-    f"import sys; {_ROOT!r} in sys.path or sys.path.append({_ROOT!r}); "
-    "from streamproc.runtime.worker import main; main()"
-)
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -54,47 +50,44 @@ def worker_environment(settings: PoolSettings, index: int, environ: Mapping[str,
     return {**environment, **settings.env}
 
 
-class WorkerProcess:
-    """A running worker process; ``segments`` is the memory shared with it, two to it and two from it."""
+def measurer_environment(settings: PoolSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the measuring process: a worker's, but one thread, and no device to load weights to."""
+    environment = {**worker_environment(settings, 0, environ), **dict.fromkeys(_THREAD_VARIABLES, "1")}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    del environment["STREAMPROC_WORKER"]
+    return {**environment, **settings.env}
+
+
+class ChildProcess:
+    """A running child; ``segments`` is the memory that is shared with it."""
 
     def __init__(
         self,
-        settings: PoolSettings,
         on_frame: Callable[[Frame], None],
         on_garbage: Callable[[str], None],
         on_closed: Callable[[], None],
+        *,
+        max_body_bytes: int,
     ) -> None:
         """For ``launch``."""
         self.segments: list[Segment] = []
-        self._receiver = FrameReceiver(
-            on_frame, on_garbage, self._disconnected, max_body_bytes=settings.shared_memory_threshold_bytes
-        )
+        self._receiver = FrameReceiver(on_frame, on_garbage, self._disconnected, max_body_bytes=max_body_bytes)
         self._on_closed = on_closed
         self._closed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
 
-    @classmethod
-    async def launch(
-        cls,
-        settings: PoolSettings,
-        index: int,
-        on_frame: Callable[[Frame], None],
-        on_garbage: Callable[[str], None],
-        on_closed: Callable[[], None],
-    ) -> WorkerProcess:
-        """Start the worker with this index. Raises OSError."""
-        worker = cls(settings, on_frame, on_garbage, on_closed)
+    async def _launch(self, program: str, environment: dict[str, str], *, segments: int = 0) -> None:
+        """Start the module of this name, ``runtime``'s, with so many segments. Raises OSError."""
         try:
-            await worker._start(worker_environment(settings, index, os.environ))
+            await self._start(program, environment, segments)
         except BaseException:
-            if worker._process is not None:
-                worker.kill()
-            worker._release()
+            if self._process is not None:
+                self.kill()
+            self._release()
             raise
-        return worker
 
-    async def _start(self, environment: dict[str, str]) -> None:
+    async def _start(self, program: str, environment: dict[str, str], segments: int) -> None:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -102,13 +95,13 @@ class WorkerProcess:
         ours.setblocking(False)
         with theirs:
             try:
-                for _ in range(2 * BATCHES_PER_WORKER):
+                for _ in range(segments):
                     self.segments.append(Segment.create())
                 descriptors = [theirs.fileno(), *(segment.fd for segment in self.segments)]
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-c",
-                    _BOOT,
+                    _boot(program),
                     str(descriptors[0]),
                     str(os.getpid()),
                     *map(str, descriptors[1:]),
@@ -182,8 +175,71 @@ class WorkerProcess:
     @property
     def _running(self) -> asyncio.subprocess.Process:
         if self._process is None:
-            raise AssertionError("the worker has not been started")
+            raise AssertionError("the child has not been started")
         return self._process
+
+
+class WorkerProcess(ChildProcess):
+    """A running worker; of its segments two lead to it and two from it."""
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        on_frame: Callable[[Frame], None],
+        on_garbage: Callable[[str], None],
+        on_closed: Callable[[], None],
+    ) -> None:
+        """For ``launch``."""
+        super().__init__(on_frame, on_garbage, on_closed, max_body_bytes=settings.shared_memory_threshold_bytes)
+
+    @classmethod
+    async def launch(
+        cls,
+        settings: PoolSettings,
+        index: int,
+        on_frame: Callable[[Frame], None],
+        on_garbage: Callable[[str], None],
+        on_closed: Callable[[], None],
+    ) -> WorkerProcess:
+        """Start the worker with this index. Raises OSError."""
+        worker = cls(settings, on_frame, on_garbage, on_closed)
+        environment = worker_environment(settings, index, os.environ)
+        await worker._launch("worker", environment, segments=2 * BATCHES_PER_WORKER)
+        return worker
+
+
+class MeasurerProcess(ChildProcess):
+    """A running measuring process."""
+
+    @classmethod
+    async def launch(
+        cls,
+        settings: PoolSettings,
+        on_frame: Callable[[Frame], None],
+        on_garbage: Callable[[str], None],
+        on_closed: Callable[[], None],
+    ) -> MeasurerProcess:
+        """Start it. Raises OSError."""
+        measurer = cls(on_frame, on_garbage, on_closed, max_body_bytes=8 * MAX_CHUNK_RECORDS)
+        await measurer._launch("measurer", measurer_environment(settings, os.environ))
+        return measurer
+
+
+def describe_exit(code: int | None) -> str:
+    """How a child ended, by its exit code as ``wait`` says it; None where there was no child."""
+    if code is None:
+        return "it could not be started"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+        return f"killed by signal {-code}"
+    return f"it exited with code {code}"
+
+
+def _boot(program: str) -> str:
+    """The child's first line of Python."""
+    path = f"{_ROOT!r} in sys.path or sys.path.append({_ROOT!r})"
+    return f"import sys; {path}; from streamproc.runtime.{program} import main; main()"
 
 
 def _has_descriptor(stream: Any) -> bool:

@@ -211,6 +211,8 @@ def _decoded(annotation: Any, text: str, variable: str, setting: str) -> object:
     """A variable's text as its setting takes it: JSON for lists and sections, text for all else."""
     inner = inside(annotation)
     section = isinstance(inner, type) and issubclass(inner, BaseModel)
+    if text in getattr(inner, "short_forms", ()):
+        return text
     if inner is Any:
         try:
             return _json(text)

@@ -10,7 +10,7 @@ from typing import Any
 
 from streamproc.errors import SettingsError
 from streamproc.settings_loading.explain import kind_of
-from streamproc.settings_loading.model_walk import Loc
+from streamproc.settings_loading.model_walk import Loc, model_at
 from streamproc.yaml_lines import load_yaml
 
 
@@ -50,6 +50,8 @@ class Source:
             if node.get(key) is None:
                 node[key] = {}
                 self.variables[loc[:depth]] = variable
+            if node[key] in getattr(model_at(loc[:depth]), "short_forms", ()):
+                node[key] = {}  # the word stands for a section, of which the variable sets a key
             if not isinstance(node[key], dict):
                 return  # the file is wrong here; validation says so, at the file's line
             node = node[key]

@@ -169,6 +169,52 @@ def test_a_backend_that_fails_is_a_sentence(check: Check, folder: Path, execute:
     assert sentence in check(code=1).stderr.splitlines()[-1]
 
 
+LENGTH = """
+    def length(self, record):
+        return 1 + 1 // record["a"]
+
+    def initialize(self):
+        self.weights = [1]
+"""
+
+
+def measure(folder: Path, of: str, code: str = LENGTH) -> None:
+    (folder / "streamproc.yaml").write_text(SETTINGS.replace("max_size: 2", f"max_size: 2, length: {of}"))
+    (folder / "inference.py").write_text(BACKEND + code)
+
+
+def test_the_samples_lengths_are_measured_as_the_measuring_process_does(check: Check, folder: Path) -> None:
+    measure(folder, "backend")
+    assert "1 without a length: length() of Backend raised ZeroDivisionError" in " ".join(check().stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("of", "code", "sentence"),
+    [
+        (
+            "backend",
+            "",
+            "task text: tasks.text.batch.length is backend, but Backend has no method length(record)",
+        ),
+        (
+            "backend",
+            LENGTH.replace("1 // record", "self.weights[0] // record"),
+            "task text: none of the 3 sample records has a length: length() of Backend raised AttributeError",
+        ),
+        (
+            "{field: b}",
+            LENGTH,
+            "task text: none of the 3 sample records has a length: the record has no field b, or null in it",
+        ),
+    ],
+)
+def test_lengths_that_cannot_be_had_are_a_sentence(
+    check: Check, folder: Path, of: str, code: str, sentence: str
+) -> None:
+    measure(folder, of, code)
+    assert sentence in check(code=1).stderr.splitlines()[-1]
+
+
 def test_what_the_worker_delivers_passes(check: Check, folder: Path) -> None:
     """numpy's scalars and arrays, keys that are numbers, NaN: ``run`` writes them all."""
     execute = "return [{'x': np.float32(1), 'y': np.ones(2), 'z': float('nan'), 7: (1, np.int64(2))} for _ in inputs]"

@@ -1,7 +1,9 @@
-"""Fuzzes the wire format between the parent and a worker.
+"""Fuzzes the wire format between the parent and its children, a worker or the process that measures lengths.
 
 - *Round trip*: frames with batches and replies of any numbers, values and sizes arrive as they were sent, in whatever
   pieces the socket hands them over, at the parent and at the worker, and through shared memory.
+- *Lengths*: so it is with the process that measures: of its answers, right or changed, the parent takes lengths that
+  are some, of exactly the records it asked about, or ends the process; every record comes out once.
 - *Garbage*: of a stream of a worker's answers that was changed, cut or made up, the parent takes over whole answers
   about exactly the records it asked about, or ends the worker; every batch is answered exactly once, the processor is
   never stopped, nothing is taken over after garbage, and no buffer is larger than the limits. A worker that reads
@@ -14,6 +16,7 @@ import asyncio
 import atexit
 import contextlib
 import socket
+from array import array
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, cast
@@ -23,11 +26,14 @@ import orjson
 from streamproc.errors import StreamprocError
 from streamproc.records import Batch, Cause, Failure, Span, Status, value_sizes
 from streamproc.runtime.failures import encode_failure
+from streamproc.runtime.measuring import Measurer, Measuring, MeasuringEvents
 from streamproc.runtime.pool import Pool, PoolEvents, Reply, Worker
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
     HEADER,
     MAX_HEAD_BYTES,
+    MAX_LENGTH,
+    UNMEASURED,
     Frame,
     FrameReceiver,
     Kind,
@@ -35,7 +41,9 @@ from streamproc.runtime.wire import (
     WireError,
     batch_parts,
     decode_batch,
+    decode_lengths,
     decode_reply,
+    decode_values,
     encode_frame,
     read_frame,
     reply_parts,
@@ -52,6 +60,8 @@ SEEDS = [
     b"\0\2" + bytes(range(200)),
     b"\1\1\2" + bytes(range(255, 0, -1)),
     b"\1\2\0\1\7" + b"\0\1\2\3\4\5\6\7" * 20,
+    b"\3\1\2" + bytes(range(100)),
+    b"\3" + b"\0\1\2\3\4\5\6\7" * 9,
     b"\2" + encode_frame(Kind.READY, {"initialize_s": 0.1}) + encode_frame(Kind.STOP, {}),
     b"\2" + HEADER.pack(Kind.REPLY, b"spw", 2**32 - 1, 2**64 - 1),
     b"\2"
@@ -64,13 +74,15 @@ SEEDS = [
 def check(data: bytes) -> None:
     """One input; raises AssertionError, or whatever the code under test should not have raised."""
     take = Take(data)
-    match take.below(3):
+    match take.below(4):
         case 0:
             _round_trip(take)
         case 1:
             _answers(take)
-        case _:
+        case 2:
             _garbage(take.rest())
+        case _:
+            _lengths(take)
 
 
 # -- round trips
@@ -340,6 +352,77 @@ async def _through_the_pool(asked: list[Batch], stream: bytes, take: Take, *, ex
         assert answered == len(asked)
 
 
+class _Measuring(Measuring):
+    """The measuring without a process."""
+
+    def __init__(self, seen: _Measured) -> None:
+        events = MeasuringEvents(
+            lambda _, spans: seen.measured.extend(spans),
+            lambda _, failed: seen.unmeasured.extend(failed),
+            lambda: None,
+            lambda _: None,
+            seen.fatal.append,
+        )
+        super().__init__(PoolSettings(), {"tasks": {"main": {}}}, events, lambda: 0.0)
+        measurer = self._measurer = Measurer(state="ready")
+        self.process = measurer.process = _Process(
+            PoolSettings(shared_memory_threshold_bytes=THRESHOLD_BYTES),
+            lambda frame: self._on_frame(measurer, frame),
+            lambda why: self._on_garbage(measurer, why),
+            lambda: None,
+        )
+
+    def _spawn(self, *, delay_s: float = 0.0) -> None:
+        """No process is started."""
+
+
+@dataclass
+class _Measured:
+    measured: list[Span] = field(default_factory=list)
+    unmeasured: list[tuple[Span, list[Failure]]] = field(default_factory=list)
+    fatal: list[StreamprocError] = field(default_factory=list)
+
+
+def _lengths(take: Take) -> None:
+    """What the measuring makes of answers to two chunks, right or changed."""
+    spans = [_spans(take), _spans(take)]
+    stream = b""
+    for number, some in enumerate(spans, 1):
+        told = [take.below(300) - take.bit() * 256 for span in some for _ in span.records]
+        lengths = array("q", [max(it, UNMEASURED) if take.below(16) else it for it in told])
+        failures = _odd([["Kind", take.blob(9).hex()] for it in lengths if it == UNMEASURED], take)
+        head = {"id": _odd(number, take), "failures": failures}
+        stream += encode_frame(Kind.LENGTHS, head, [lengths.tobytes()], 8 * len(lengths))
+    if take.bit():
+        stream = mutated(stream, take)
+    stream += take.blob(64)
+    _LOOP.run_until_complete(_through_the_measuring(spans, stream, take))
+
+
+async def _through_the_measuring(chunks: list[list[Span]], stream: bytes, take: Take) -> None:
+    seen = _Measured()
+    measuring = _Measuring(seen)
+    for some in chunks:
+        for span in some:
+            measuring.add("main", span)
+        measuring.send()
+    measuring.process.hears(stream, take)
+    measuring._cancel_timer(measuring._measurer)
+    measuring._ended(measuring._measurer, -9)
+    assert not seen.fatal, seen.fatal
+    out = [*seen.measured, *(span for span, _ in seen.unmeasured), *measuring.discard("main")]
+    records = [(id(record)) for span in out for record in span.records]
+    asked = [(id(record)) for some in chunks for span in some for record in span.records]
+    assert sorted(records) == sorted(asked), "a record came out twice, or not at all"
+    for span in seen.measured:
+        assert span.lengths is not None
+        assert len(span.lengths) == len(span.records)
+        assert 0 <= min(span.lengths) <= max(span.lengths) <= MAX_LENGTH
+    for span, failures in seen.unmeasured:
+        assert len(failures) == len(span.records)
+        assert {(it.cause, it.stage) for it in failures} == {(Cause.INVALID, "length")}
+
+
 def _garbage(stream: bytes) -> None:
     """Bytes that nobody of ours has sent."""
     received, _ = _feed(stream, Take(b"\xff" * 4_096), max_body_bytes=THRESHOLD_BYTES)
@@ -354,6 +437,10 @@ def _garbage(stream: bytes) -> None:
     for count in (0, 1, 3, len(stream) // 24):
         with contextlib.suppress(WireError):
             assert len(decode_batch(stream, count).values) == count
+        with contextlib.suppress(WireError):
+            assert len(decode_values(stream, count)) == count
+        with contextlib.suppress(WireError):
+            assert all(UNMEASURED <= length <= MAX_LENGTH for length in decode_lengths(stream, count))
         with contextlib.suppress(WireError):
             statuses, values, sizes = decode_reply(stream, [count, count])
             assert len(statuses) == len(values) == 2 * count

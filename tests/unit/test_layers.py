@@ -34,7 +34,10 @@ MAY_IMPORT = {
     "replay": {*BASE, "record_lines", "settings", "settings_loading", "backend", "loaders", "broker", "runtime"},
     "simulation": {*BASE, "settings", "backend", "runtime", "replay"},
 }
-STAGES = {"source", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink", "ledger"}
+STAGES = {
+    *("source", "measuring", "measurer", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink"),
+    "ledger",
+}
 WIRING = {"task_stream", "processor", "inspection", "app"}
 
 

@@ -203,6 +203,56 @@ def test_keys_of_free_sections_keep_their_meaning(load: Load) -> None:
     assert settings.backend.config == {"featureNames": ["b"], "model": "large", "options": {"depth": 3}}
 
 
+LENGTH = "STREAMPROC_TASKS__TEXT__BATCH__LENGTH"
+
+
+@pytest.mark.parametrize(
+    ("written", "environ", "expected"),
+    [
+        ("bytes", {}, ("bytes", None, "characters")),
+        ("backend", {}, ("backend", None, "characters")),
+        ("{of: bytes}", {}, ("bytes", None, "characters")),
+        ("{field: text}", {}, ("field", "text", "characters")),
+        ("{field: a.b, unit: items}", {}, ("field", "a.b", "items")),
+        ("null", {LENGTH: "backend"}, ("backend", None, "characters")),
+        ("null", {LENGTH: '{"field": "text"}'}, ("field", "text", "characters")),
+        ("bytes", {f"{LENGTH}__FIELD": "text", f"{LENGTH}__UNIT": "value"}, ("field", "text", "value")),
+        ("{field: text}", {LENGTH: "bytes"}, ("bytes", None, "characters")),
+    ],
+)
+def test_a_length_is_a_word_or_a_section(
+    load: Load, written: str, environ: dict[str, str], expected: tuple[str, str | None, str]
+) -> None:
+    batch = load(MINIMAL.replace("max_size: 16", f"length: {written}"), environ).tasks["text"].batch
+    assert batch.length is not None
+    assert (batch.length.of, batch.length.field, batch.length.unit) == expected
+    assert batch.strategy == "bucketed"
+
+
+@pytest.mark.parametrize(
+    ("written", "problem", "hint"),
+    [
+        ("byte", "expected bytes, field or backend, got 'byte'", "did you mean bytes?"),
+        ("{unit: items}", "is missing", "add it"),
+        ("{of: field}", "a field is to be measured, and none is named", "set field"),
+        ("{of: backend, field: text}", "is set, and of: backend measures no field", "keep one of them"),
+        (
+            "{field: text, unit: words}",
+            "expected characters, bytes, items or value, got 'words'",
+            "choose one of these",
+        ),
+        ("{field: text, units: items}", "is no setting", "did you mean unit?"),
+        ("7", "expected a section of keys and values, got a number", "change it"),
+    ],
+)
+def test_a_length_that_is_none_is_refused(refused: Refused, written: str, problem: str, hint: str) -> None:
+    error = refused(MINIMAL.replace("max_size: 16", f"length: {written}"))
+    assert str(error.setting).startswith("tasks.text.batch.length")
+    assert error.place.endswith("streamproc.yaml:7")
+    assert problem in error.problem
+    assert hint in error.hint
+
+
 def test_null_takes_an_optional_setting_back(load: Load) -> None:
     text = MINIMAL + "pool: {recycle: {max_batches: 5}}\n"
     assert load(text, {"STREAMPROC_POOL__RECYCLE__MAX_BATCHES": "null"}).pool.recycle.max_batches is None

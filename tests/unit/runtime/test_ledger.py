@@ -96,6 +96,18 @@ def test_discarded_records_leave_the_books_and_hold_up_the_offsets_behind_them()
     assert ledger.committable() == {P0: 101}
 
 
+def test_what_lies_behind_a_discarded_record_is_not_awaited() -> None:
+    ledger = Ledger()
+    (lease,) = ledger.open([P0])
+    first, second, _ = (read(ledger, lease, 1) for _ in range(3))
+    assert ledger.is_awaited([P0])
+    ledger.discard(second)
+    assert ledger.is_awaited([P0])
+    ledger.settle(first)
+    assert not ledger.is_awaited([P0])
+    assert ledger.in_flight([P0]) == 1
+
+
 def test_reading_out_of_order_is_a_bug_and_says_so() -> None:
     ledger = Ledger()
     (lease,) = ledger.open([P0])
@@ -239,6 +251,12 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             known = self.leases.get(partition)
             if known is not None and known.committable is not None and offset <= known.committable:
                 known.committed = offset
+
+    @invariant()
+    def only_what_comes_before_everything_discarded_is_awaited(self) -> None:
+        for partition, known in self.leases.items():
+            before = min(known.discarded, default=len(known.offsets))
+            assert self.ledger.is_awaited([partition]) == any(it < before for it in known.in_flight)
 
     @invariant()
     def in_flight_is_what_is_read_and_neither_settled_nor_given_back(self) -> None:
