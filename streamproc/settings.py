@@ -439,6 +439,8 @@ class Settings(Section):
     tasks: dict[Name, TaskSettings] = Field(min_length=1)
     topics_dir: SettingsPath = Path("topics")
     """Folder of the declared topics, relative to the settings file; their schemas are checked where it exists."""
+    estimates_dir: SettingsPath = Path()
+    """Folder of what `streamproc estimate` measured, `<task>.estimate.json`; that of the settings file by default."""
     http: HttpSettings = HttpSettings()
     logging: LoggingSettings = LoggingSettings()
     rebalance_drain_s: float = Field(default=10.0, ge=0)
