@@ -52,6 +52,10 @@ class Peer:
         """None of them gives a busy worker a batch."""
         return None
 
+    def overtaken(self) -> str | None:
+        """Results never pile up here."""
+        return None
+
     def ran(self, batch: Batch, seen_ms: float) -> None:
         """Most of them do not care."""
 

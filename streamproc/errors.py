@@ -227,6 +227,10 @@ class SidecarError(StreamprocError):
         super().__init__(message)
 
 
+class EstimateError(StreamprocError):
+    """The file of an estimate cannot be read or written, or is none."""
+
+
 class InternalError(StreamprocError):
     """Something that should not happen did: a fault of streamproc, with its cause chained. ``where`` names the part."""
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "lag": ("streamproc.cli.lag", "Show how far each task is behind, in records and seconds."),
     "dlq": ("streamproc.cli.dlq", "List dead letters by fault, show one, send a selection back."),
     "replay": ("streamproc.cli.replay", "Capture records, replay them, compare results."),
+    "simulate": ("streamproc.cli.simulate", "Compare batching strategies on a stream, in simulated time."),
     "circuit": ("streamproc.cli.circuit", "Show the tasks' circuits; let a task go on, or pause it."),
     "config": ("streamproc.cli.config", "Show the effective settings, or their JSON Schema."),
     "broker": ("streamproc.cli.broker", "Run the embedded broker in the foreground."),

@@ -20,7 +20,7 @@ from streamproc.records import Cause
 
 MetricKind = Literal["counter", "gauge", "histogram"]
 Step = Literal["preprocess", "transform_inputs", "execute", "transform_outputs"]
-CloseRule = Literal["size", "bytes", "padding", "memory", "wait", "slo", "knee", "backlog", "split"]
+CloseRule = Literal["size", "bytes", "padding", "memory", "wait", "slo", "knee", "backlog", "overtaken", "split"]
 ProducerOutput = Literal["results", "metrics", "dead_letters"]
 WorkerState = Literal["starting", "ready", "busy", "stopping", "stopped"]
 RestartCause = Literal["exited", "killed", "oom", "deadline", "recycled", "start_failed"]

@@ -9,7 +9,9 @@ worker gets a batch at the first of these rules, which are all here:
     knee                           more records would hardly make the batch cheaper by record
     backlog                        more records are known to wait in Kafka, so that holding these back buys nothing
 
-While every worker is busy only ``full`` counts, and the window goes on growing. At shutdown and on revocation
+While every worker is busy only ``full`` counts, and the window goes on growing. While results pile up that wait for
+earlier records of their partition, only records go that others have overtaken (rule ``overtaken``): theirs are the
+results that are waited for, and nothing else would let the pile go. At shutdown and on revocation
 ``discard`` gives back what was not dispatched; Kafka still has it.
 
 Invariants: a batch is never empty; a record that alone exceeds a limit runs alone; a batch holds records of one task
@@ -30,6 +32,8 @@ from streamproc.runtime.window_bucketed import BucketedWindow
 from streamproc.runtime.window_exact import ExactWindow
 from streamproc.runtime.window_fifo import FifoWindow
 from streamproc.settings import BatchSettings
+
+OVERTAKEN = "overtaken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,10 @@ class Batcher:
             return "knee"
         return "backlog" if backlog else None
 
+    def overtaken(self) -> str | None:
+        """The rule by which records should go although results pile up: others that came later have gone before."""
+        return OVERTAKEN if self._window.is_overtaken() else None
+
     def take(self, now: float, rule: str) -> Batch:
         """Close the window by ``rule`` and hand out a batch; there must be records.
 
@@ -137,7 +145,10 @@ class Batcher:
             raise AssertionError("there is nothing to take")
         self._look_from = 0
         overdue = now >= opened_at + self._max_wait_s
-        spans = self._window.take(oldest=overdue or rule not in ("size", "bytes", "padding", "memory"))
+        if rule == OVERTAKEN:
+            spans = self._window.take_overtaken()
+        else:
+            spans = self._window.take(oldest=overdue or rule not in ("size", "bytes", "padding", "memory"))
         batch = Batch(
             id=self._next_id(),
             task=self._task,

@@ -36,6 +36,9 @@ class Window(Protocol):
     def due(self, now: float, *, backlog: bool) -> str | None:
         """The rule by which a free worker should get a batch now."""
 
+    def overtaken(self) -> str | None:
+        """The rule by which records should go although results pile up."""
+
 
 class Task(Protocol):
     """What is asked of a task."""
@@ -51,6 +54,10 @@ class Task(Protocol):
     @property
     def backlog(self) -> bool:
         """Whether more of them are known to wait in Kafka."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many results pile up that no window is to go."""
 
 
 class Candidate(NamedTuple):
@@ -68,6 +75,8 @@ def candidates(tasks: Iterable[Task], now: float, *, idle: bool) -> list[Candida
     A batch that would only queue behind another had better go on growing. But where one queues, every window whose
     deadline has passed may have that place: of two tasks the one with full windows would otherwise keep all workers
     busy, and the other, never full, would wait for ever for a free one.
+
+    While a task's results pile up, only records go that others have overtaken, at once: those results wait for them.
     """
     found: list[Candidate] = []
     late: list[Candidate] = []
@@ -76,9 +85,11 @@ def candidates(tasks: Iterable[Task], now: float, *, idle: bool) -> list[Candida
         opened_at, deadline = batcher.opened_at, batcher.deadline
         if opened_at is None or deadline is None:
             continue
-        rule = batcher.full()
+        rule = batcher.overtaken() if task.crowded else batcher.full()
         if rule is not None:
             found.append(Candidate(task.name, rule, opened_at, deadline))
+        elif task.crowded:
+            continue
         elif (idle or now >= deadline) and (rule := batcher.due(now, backlog=idle and task.backlog)) is not None:
             (found if idle else late).append(Candidate(task.name, rule, opened_at, deadline))
     return [*found, *late] if found else []

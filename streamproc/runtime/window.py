@@ -10,6 +10,7 @@ Invariants, of each window:
 - ``take(oldest=True)`` gives out the record that arrived first, whatever else goes with it.
 - No batch exceeds a limit, except a record that does so alone.
 - Records of one polled span that leave together and are neighbours leave as one span; spans are in order of arrival.
+- ``take_overtaken`` overtakes nobody: what is overtaken runs out, unless ``take`` is called meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from streamproc.records import Lease, Span
+from streamproc.runtime.limits import Limits
 
 
 class Shape(NamedTuple):
@@ -62,6 +64,12 @@ class Window(Protocol):
     def take(self, *, oldest: bool) -> list[Span]:
         """Give out a batch: the one with the oldest record, or else one that is ``full``. There must be records."""
 
+    def is_overtaken(self) -> bool:
+        """Whether records wait that came before one that was taken: results may wait for theirs."""
+
+    def take_overtaken(self) -> list[Span]:
+        """Give out overtaken records, oldest first, as many as a batch may hold; there must be some."""
+
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the records of these leases, or all of them."""
 
@@ -90,6 +98,8 @@ class Arrivals:
         self._next = 0
         self.size = 0
         self.size_bytes = 0
+        self.reached = 0
+        """The number after the last one that was taken: what waits with a lower one is overtaken."""
 
     def add(self, span: Span) -> Held:
         """A span that arrived."""
@@ -107,6 +117,11 @@ class Arrivals:
         while spans and not spans[0].left:
             spans.popleft()
         return spans[0].span.arrived_at if spans else None
+
+    def take(self, entries: Sequence[Entry]) -> list[Span]:
+        """Records leave for a batch."""
+        self.reached = max(self.reached, max(entries, key=_number)[0] + 1)
+        return self.release(entries)
 
     def release(self, entries: Iterable[Entry]) -> list[Span]:
         """Records leave, as spans in the order of arrival; neighbours within a span that came are one."""
@@ -136,6 +151,20 @@ class Arrivals:
 
 def _number(entry: Entry) -> int:
     return entry[0]
+
+
+def first_batch(entries: Iterable[Entry], limits: Limits) -> list[Entry]:
+    """The first of these records in order of arrival, as many as the limits allow, one at least."""
+    batch: list[Entry] = []
+    longest, room_bytes = 0, limits.max_bytes
+    for number, held in sorted(entries, key=_number):
+        index = number - held.first
+        longest = max(longest, lengths_of(held.span)[index])
+        room_bytes -= max(held.span.sizes[index], 0)
+        if batch and (room_bytes < 0 or len(batch) >= limits.n_max(longest)):
+            break
+        batch.append((number, held))
+    return batch
 
 
 def lengths_of(span: Span) -> Sequence[int]:

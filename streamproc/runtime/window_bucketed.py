@@ -23,13 +23,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Callable
 from itertools import accumulate
 
 from streamproc.records import Lease, Span
 from streamproc.runtime.grouping import cheapest_division, reach
 from streamproc.runtime.limits import Limits
 from streamproc.runtime.online_cost import OnlineCost
-from streamproc.runtime.window import Arrivals, Entry, Shape, lengths_of
+from streamproc.runtime.window import Arrivals, Entry, Shape, first_batch, lengths_of
 
 RATIO = 1.125
 FIRST_BOUND = 8
@@ -155,22 +156,38 @@ class BucketedWindow:
                 room_bytes -= size
                 longest = max(longest, length)
             self._look_at(at)
-        return self._arrivals.release(taken)
+        return self._arrivals.take(taken)
+
+    def is_overtaken(self) -> bool:
+        """Whether records wait that came before one that was taken."""
+        reached = self._arrivals.reached
+        return any(self._buckets[at].entries[0][0] < reached for at in self._occupied)
+
+    def take_overtaken(self) -> list[Span]:
+        """The oldest of them."""
+        reached = self._arrivals.reached
+        overtaken = [it for at in self._occupied for it in self._buckets[at].entries if it[0] < reached]
+        batch = first_batch(overtaken, self._limits)
+        gone = {number for number, _ in batch}
+        self._leave(lambda entry: entry[0] in gone)
+        return self._arrivals.take(batch)
 
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the records of these leases, or all of them."""
+        return self._arrivals.release(self._leave(lambda entry: leases is None or entry[1].span.lease in leases))
+
+    def _leave(self, goes: Callable[[Entry], bool]) -> list[Entry]:
+        """Take records out of their buckets."""
         gone: list[Entry] = []
         for at in list(self._occupied):
             bucket = self._buckets[at]
-            leaving = [it for it in bucket.entries if leases is None or it[1].span.lease in leases]
+            leaving = [it for it in bucket.entries if goes(it)]
             if leaving:
                 gone += leaving
-                bucket.entries = deque(
-                    it for it in bucket.entries if leases is not None and it[1].span.lease not in leases
-                )
+                bucket.entries = deque(it for it in bucket.entries if not goes(it))
                 bucket.size_bytes -= sum(max(held.span.sizes[number - held.first], 0) for number, held in leaving)
                 self._look_at(at)
-        return self._arrivals.release(gone)
+        return gone
 
     def _look_at(self, at: int) -> None:
         """Keep up with a bucket that records have left."""

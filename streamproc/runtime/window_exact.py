@@ -15,12 +15,14 @@ from streamproc.records import Lease, Span
 from streamproc.runtime.grouping import cheapest_division, reach
 from streamproc.runtime.limits import Limits
 from streamproc.runtime.online_cost import OnlineCost
-from streamproc.runtime.window import Arrivals, Entry, Held, Shape, lengths_of
+from streamproc.runtime.window import Arrivals, Entry, Held, Shape, first_batch, lengths_of
 
 WINDOW = 512
 
 _Planned = tuple[int, int, Held]
-"""A record in order of length: its length, its number in the order of arrival, and the span that it came in."""
+"""A record in order of length: its length, its number in the order of arrival, negated, and the span it came in.
+
+Of equal lengths the oldest stands last: a batch that is not full is at the short end of them, and can wait best."""
 
 
 class ExactWindow:
@@ -61,7 +63,7 @@ class ExactWindow:
         held = self._arrivals.add(span)
         room = self._window - len(self._sorted)
         for number, length in enumerate(lengths_of(span)[: max(room, 0)], held.first):
-            insort(self._sorted, (length, number, held))
+            insort(self._sorted, (length, -number, held))
             self._plan = None
         taken = min(max(room, 0), len(span.records))
         self._behind.extend((held.first + index, held) for index in range(taken, len(span.records)))
@@ -84,14 +86,28 @@ class ExactWindow:
     def take(self, *, oldest: bool) -> list[Span]:  # noqa: ARG002 - of a plan, the oldest record's batch is first
         """The batch of the plan that has the oldest record."""
         plan = self._planned()
-        entries = [(number, held) for _, number, held in self._sorted[plan]]
+        entries = [(-negated, held) for _, negated, held in self._sorted[plan]]
         del self._sorted[plan]
         self._move_up()
-        return self._arrivals.release(entries)
+        return self._arrivals.take(entries)
+
+    def is_overtaken(self) -> bool:
+        """Whether records wait that came before one that was taken."""
+        return any(-negated < self._arrivals.reached for _, negated, _ in self._sorted)
+
+    def take_overtaken(self) -> list[Span]:
+        """The oldest of them; those that are not planned for yet came after all that were taken."""
+        reached = self._arrivals.reached
+        overtaken = [(-negated, held) for _, negated, held in self._sorted if -negated < reached]
+        batch = first_batch(overtaken, self._limits)
+        gone = {number for number, _ in batch}
+        self._sorted = [it for it in self._sorted if -it[1] not in gone]
+        self._move_up()
+        return self._arrivals.take(batch)
 
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the records of these leases, or all of them."""
-        waiting: list[Entry] = [(number, held) for _, number, held in self._sorted]
+        waiting: list[Entry] = [(-negated, held) for _, negated, held in self._sorted]
         gone = [it for it in (*waiting, *self._behind) if leases is None or it[1].span.lease in leases]
         if gone:
             self._sorted = [it for it in self._sorted if leases is not None and it[2].span.lease not in leases]
@@ -103,7 +119,7 @@ class ExactWindow:
         self._plan = None
         while self._behind and len(self._sorted) < self._window:
             number, held = self._behind.popleft()
-            insort(self._sorted, (lengths_of(held.span)[number - held.first], number, held))
+            insort(self._sorted, (lengths_of(held.span)[number - held.first], -number, held))
 
     def _planned(self) -> slice:
         model = self._cost.model
@@ -114,14 +130,14 @@ class ExactWindow:
             totals = range(len(waiting) + 1)
             byte_totals = None
             if self.size_bytes > self._limits.max_bytes:
-                sizes = [max(held.span.sizes[number - held.first], 0) for _, number, held in waiting]
+                sizes = [max(held.span.sizes[-negated - held.first], 0) for _, negated, held in waiting]
                 byte_totals = list(accumulate(sizes, initial=0))
             beta, gamma, delta = model.beta_ms, model.gamma_ms, model.delta_ms
             costs = [beta + length * (gamma + length * delta) for length in lengths]
             lows = reach(lengths, totals, self._limits, byte_totals=byte_totals)
             ends, _ = cheapest_division(costs, totals, model.alpha_ms, lows)
             numbers = [it[1] for it in waiting]
-            oldest = numbers.index(min(numbers))
+            oldest = numbers.index(max(numbers))
             start = 0
             for end in ends:
                 if end > oldest:

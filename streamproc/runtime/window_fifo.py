@@ -57,6 +57,8 @@ class FifoWindow:
 
     def shape(self) -> Shape:
         """Of the next batch."""
+        if self._limits.by_length:
+            self._look_again()  # what a batch may hold changes with the cost model
         return Shape(self._head.size, self._head.longest)
 
     def take(self, *, oldest: bool) -> list[Span]:  # noqa: ARG002 - the only batch there is has the oldest record
@@ -64,7 +66,7 @@ class FifoWindow:
         taken: list[Span] = []
         room, room_bytes = self._limits.max_size, self._limits.max_bytes
         if self._limits.by_length:
-            self._look_again()  # what a batch may hold changes with the cost model
+            self._look_again()  # as above
             room = self._head.size
         while self._spans and room > 0:
             span = self._spans[0]
@@ -86,6 +88,14 @@ class FifoWindow:
         self.size_bytes -= sum([span.size_bytes for span in taken])
         self._look_again()
         return taken
+
+    def is_overtaken(self) -> bool:
+        """Never: nobody is."""
+        return False
+
+    def take_overtaken(self) -> list[Span]:
+        """Never to be called."""
+        raise AssertionError("in order of arrival nobody is overtaken")
 
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the waiting spans of these leases, or all of them."""

@@ -45,6 +45,9 @@ class Batching(Protocol):
     def due(self, now: float, *, backlog: bool) -> str | None:
         """The rule by which a free worker should get a batch now."""
 
+    def overtaken(self) -> str | None:
+        """The rule by which records should go although results pile up; here they never do."""
+
     def take(self, now: float, rule: str) -> Batch:
         """Hand out a batch."""
 
@@ -114,6 +117,8 @@ class _Task:
     kafka: deque[int] = field(default_factory=deque)
     """Records that have arrived and wait for room."""
     in_flight: int = 0
+    crowded: bool = False
+    """Results are written at once."""
 
     @property
     def backlog(self) -> bool:

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "runtime": {*BASE, "settings", "backend", "loaders", "broker", "observe"},
     "record_lines": {"records"},
     "replay": {*BASE, "record_lines", "settings", "settings_loading", "backend", "loaders", "broker", "runtime"},
+    "simulation": {*BASE, "settings", "backend", "runtime", "replay"},
 }
 STAGES = {"source", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink", "ledger"}
 WIRING = {"task_stream", "processor", "inspection", "app"}
@@ -77,6 +78,11 @@ def test_stages_do_not_import_each_other(path: Path) -> None:
         if imported.startswith("streamproc.runtime."):
             stage = imported.split(".")[2]
             assert stage == path.stem or stage not in STAGES | WIRING, f"{path.stem} imports {imported}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "runtime").glob("window_*.py")), ids=name_of)
+def test_the_batchers_strategies_do_not_import_each_other(path: Path) -> None:
+    assert not [it for it in imports(path) if it.split(".")[2:3] != [path.stem] and ".window_" in it]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

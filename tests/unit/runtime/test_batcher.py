@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from hypothesis import settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamproc.records import Batch, Lease
-from streamproc.runtime.batcher import Batcher
+from streamproc.records import Batch, Lease, Span
+from streamproc.runtime.batcher import Batcher, Target
+from streamproc.runtime.cost import CostModel
+from streamproc.runtime.online_cost import GUESS, OnlineCost
 from streamproc.settings import BatchSettings
 from tests.support.spans import lease, span
 
 
-def batcher(**limits: float) -> Batcher:
+def batcher(**limits: object) -> Batcher:
     return Batcher("text", BatchSettings.model_validate(limits), itertools.count(1).__next__)
 
 
@@ -91,6 +94,211 @@ def test_discarding_gives_back_the_records_of_the_leases_asked_for() -> None:
     assert (it.size, it.size_bytes) == (3, 6)
     assert [len(part.records) for part in it.discard()] == [3]
     assert (it.size, it.size_bytes) == (0, 0)
+
+
+def test_without_batching_each_record_goes_alone_and_at_once() -> None:
+    it = batcher(strategy="none", max_size=64)
+    it.add(span(lease(), 0, 3))
+    taken = []
+    while (rule_name := it.full()) is not None:
+        taken.append(it.take(0.0, rule_name))
+    assert [offsets(one) for one in taken] == [[100], [101], [102]]
+    assert {(one.closed_by, one.fill) for one in taken} == {("size", 1.0)}
+
+
+# -- where records have lengths
+
+MODEL = CostModel(alpha_ms=5.0, beta_ms=0.02, gamma_ms=0.002, delta_ms=2e-6, a_bytes=100, c_bytes=1)
+STRATEGIES = ["fifo", "bucketed", "exact"]
+
+
+def measured(*, target: Target | None = None, memory: float | None = None, **limits: object) -> Batcher:
+    return Batcher(
+        "text",
+        BatchSettings.model_validate({"length": "bytes", **limits}),
+        itertools.count(1).__next__,
+        cost=OnlineCost(MODEL, calibrated=True),
+        memory_budget_bytes=memory,
+        target=target,
+    )
+
+
+def of_lengths(first: int, lengths: list[int], *, arrived_at: float = 0.0) -> Span:
+    it = span(LEASE, first, len(lengths), arrived_at=arrived_at)
+    return Span(it.lease, it.first, it.records, it.sizes, it.arrived_at, lengths)
+
+
+LEASE = lease()
+
+
+def test_a_batch_says_what_it_is_padded_to_and_what_was_predicted() -> None:
+    it = measured(strategy="fifo")
+    it.add(of_lengths(0, [100, 50, 10]))
+    taken = it.take(0.0, "wait")
+    assert (taken.longest, taken.padding_ratio) == (100, 300 / 160)
+    assert taken.predicted_ms == pytest.approx(MODEL.time_ms(3, 100))
+    assert taken.predicted_bytes == 100 + 3 * 100
+
+
+def test_without_lengths_a_batch_has_neither_padding_nor_prediction() -> None:
+    it = batcher()
+    it.add(span(lease(), 0, 3))
+    taken = it.take(0.0, "wait")
+    assert (taken.longest, taken.padding_ratio, taken.predicted_ms, taken.predicted_bytes) == (None,) * 4
+
+
+def test_a_split_batch_knows_the_padding_of_its_parts() -> None:
+    it = measured(strategy="fifo")
+    it.add(of_lengths(0, [100, 10]))
+    taken = it.take(0.0, "wait")
+    taken.restrict(taken.parts()[1])
+    assert (taken.longest, taken.padding_ratio) == (10, 1.0)
+
+
+def test_records_of_no_length_need_no_padding() -> None:
+    it = measured()
+    it.add(of_lengths(0, [0, 0]))
+    assert it.take(0.0, "wait").padding_ratio == 1.0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_runs_out_first_limits_a_batch(strategy: str) -> None:
+    for lengths, it, size in (
+        ([10] * 8, measured(strategy=strategy, max_size=4), 4),
+        ([10] * 10, measured(strategy=strategy, max_padded=50), 5),
+        ([10] * 12, measured(strategy=strategy, memory=160), 6),
+        ([80, 80], measured(strategy=strategy, max_padded=50), 1),
+    ):
+        it.add(of_lengths(0, lengths))
+        assert it.take(0.0, "wait").size == size
+
+
+def test_a_window_closes_by_padded_length_and_by_memory() -> None:
+    for it, rule_name in ((measured(max_padded=50), "padding"), (measured(memory=160), "memory")):
+        it.add(of_lengths(0, [10] * 6))
+        assert it.full() == rule_name
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_free_worker_gets_a_batch_at_the_knee(strategy: str) -> None:
+    """h(1000) is 4.02 ms, so that 24 records make 5 ms a twentieth."""
+    it = measured(strategy=strategy)
+    it.add(of_lengths(0, [1_000] * 23))
+    assert it.due(0.0, backlog=False) is None
+    it.add(of_lengths(23, [1_000]))
+    assert it.due(0.0, backlog=False) == "knee"
+    assert it.full() is None
+
+
+def test_a_guess_knows_of_no_knee() -> None:
+    it = Batcher("text", BatchSettings(length="bytes"), lambda: 1, cost=OnlineCost(GUESS))
+    it.add(of_lengths(0, [100_000] * 10))
+    assert it.due(0.0, backlog=False) is None
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_target_closes_a_window_before_it_is_too_late(strategy: str) -> None:
+    it = measured(strategy=strategy, max_wait_ms=1_000, target=Target(latency_s=0.1, margin_s=0.01))
+    it.add(of_lengths(0, [1_000], arrived_at=1.0))
+    latest = 1.0 + 0.1 - 0.01 - MODEL.time_ms(1, 1_000) / 1_000
+    assert it.deadline == pytest.approx(latest)
+    assert it.due(latest - 0.001, backlog=False) is None
+    assert it.due(latest + 1e-9, backlog=False) == "slo"
+    it.add(of_lengths(1, [1_000] * 4, arrived_at=1.01))
+    assert it.deadline == pytest.approx(1.09 - MODEL.time_ms(5, 1_000) / 1_000)
+
+
+def test_a_wait_that_ends_before_the_target_ends_the_window() -> None:
+    it = measured(max_wait_ms=10, target=Target(latency_s=5.0))
+    it.add(of_lengths(0, [10], arrived_at=1.0))
+    assert it.deadline == 1.01
+    assert it.due(1.01, backlog=False) == "wait"
+
+
+def test_an_overdue_record_goes_before_a_full_batch() -> None:
+    for now, lengths in ((0.005, [100, 100]), (0.02, [9_000])):
+        it = measured(strategy="bucketed", max_size=2, max_wait_ms=10)
+        it.add(of_lengths(0, [9_000, 100, 100]))
+        rule_name = it.full()
+        assert rule_name == "size"
+        assert [length for part in it.take(now, rule_name).spans for length in part.lengths or ()] == lengths
+
+
+def test_there_is_nothing_to_take_from_an_empty_batcher() -> None:
+    with pytest.raises(AssertionError, match="nothing to take"):
+        batcher().take(0.0, "wait")
+
+
+def test_times_that_batches_took_improve_the_predictions() -> None:
+    it = measured(strategy="fifo")
+    for first in range(300):
+        it.add(of_lengths(first, [100]))
+        taken = it.take(0.0, "wait")
+        it.ran(taken, 50.0)
+    assert taken.predicted_ms == pytest.approx(50.0, rel=0.05)
+
+
+arrivals = st.lists(
+    st.tuples(st.integers(0, 15), st.lists(st.integers(0, 400), min_size=1, max_size=6)), min_size=1, max_size=25
+)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@given(arrivals=arrivals, max_size=st.integers(1, 8), max_padded=st.one_of(st.none(), st.integers(1, 1_500)))
+@settings(max_examples=80, deadline=None)
+def test_while_workers_are_free_no_record_waits_longer_than_the_wait(
+    strategy: str, arrivals: list[tuple[int, list[int]]], max_size: int, max_padded: int | None
+) -> None:
+    it = measured(strategy=strategy, max_size=max_size, max_padded=max_padded, max_wait_ms=10)
+    now, first, gone = 0.0, 0, 0
+
+    def dispatch() -> int:
+        count = 0
+        while (rule_name := it.due(now, backlog=False)) is not None:
+            opened_at = it.opened_at
+            taken = it.take(now, rule_name)
+            assert all(now <= part.arrived_at + 0.01 for part in taken.spans), "a record that waited too long"
+            if rule_name == "wait":
+                assert taken.opened_at == opened_at, "the oldest record is in it"
+            count += taken.size
+        return count
+
+    for ms, lengths in arrivals:
+        comes_at = now + ms / 1_000
+        while (deadline := it.deadline) is not None and deadline <= comes_at:
+            now = deadline
+            gone += dispatch()
+        now = comes_at
+        it.add(of_lengths(first, lengths, arrived_at=now))
+        first += len(lengths)
+        gone += dispatch()
+    while (deadline := it.deadline) is not None:
+        now = deadline
+        gone += dispatch()
+    assert gone == first
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@given(
+    before=st.lists(st.integers(0, 400), max_size=10),
+    behind=st.lists(st.lists(st.integers(0, 400), min_size=1, max_size=8), min_size=15, max_size=15),
+)
+@settings(max_examples=80, deadline=None)
+def test_an_overdue_record_is_passed_by_no_more_batches_than_there_are_records_before_it(
+    strategy: str, before: list[int], behind: list[list[int]]
+) -> None:
+    """Whatever arrives behind it, and by whatever rule batches are taken."""
+    it = measured(strategy=strategy, max_size=4, max_wait_ms=10)
+    it.add(of_lengths(0, [*before, 200]))
+    now, first, passed = 1.0, len(before) + 1, 0
+    for lengths in behind:
+        it.add(of_lengths(first, lengths, arrived_at=now))
+        first += len(lengths)
+        taken = it.take(now, it.full() or "backlog")
+        if any(part.first <= len(before) < part.stop for part in taken.spans):
+            break
+        passed += 1
+    assert passed <= len(before)
 
 
 @dataclass

@@ -16,7 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from streamproc.records import Batch, BatchReport, Lease, Outcome, Record, Span, Status, TopicPartition, value_sizes
 from streamproc.runtime.batcher import Batcher
+from streamproc.runtime.cost import CostModel
 from streamproc.runtime.ledger import Ledger
+from streamproc.runtime.online_cost import OnlineCost
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.source import Room, Source
 from streamproc.settings import BatchSettings
@@ -25,6 +27,8 @@ from tests.support.spans import FakeRecord
 
 LARGEST_VALUE = 9
 KEYS = [None, b"a", b"b"]
+COST = CostModel(alpha_ms=0.1, gamma_ms=0.01)
+"""Of a batch and its padding: so little for a batch that lengths apart stay apart."""
 PLACES = 3
 """Batches that the workers take at once."""
 
@@ -36,18 +40,29 @@ class Chain(RuleBasedStateMachine):
         ordering=st.sampled_from(["partition", "key", "unordered"]),
         limits=st.tuples(st.sampled_from([1, 2, 3, 5, 8, 20, 60]), st.sampled_from([1, 2, 10, 30, 100, 400])),
         batches=st.tuples(st.sampled_from([1, 2, 4, 16]), st.sampled_from([1, 12, 1_000])),
+        strategy=st.sampled_from(["fifo", "bucketed", "exact"]),
         partitions=st.integers(1, 4),
     )
-    def begin(self, ordering: str, limits: tuple[int, int], batches: tuple[int, int], partitions: int) -> None:
+    def begin(
+        self, *, ordering: str, limits: tuple[int, int], batches: tuple[int, int], strategy: str, partitions: int
+    ) -> None:
         self.ordering = ordering
         self.max_records, self.max_bytes = limits
         self.partitions = [TopicPartition("in", number) for number in range(partitions)]
         self.consumer = HandConsumer()
         self.ledger = Ledger()
         self.sequencer = make_sequencer(ordering)
-        batch_settings = BatchSettings(max_size=batches[0], max_bytes=batches[1])
+        batch_settings = BatchSettings.model_validate(
+            {
+                "strategy": strategy,
+                "length": "bytes",
+                "max_size": batches[0],
+                "max_bytes": batches[1],
+                "max_padded": 1_800,
+            }
+        )
         self.ids = itertools.count(1)
-        self.batcher = Batcher("main", batch_settings, lambda: next(self.ids))
+        self.batcher = Batcher("main", batch_settings, lambda: next(self.ids), cost=OnlineCost(COST))
         self.source = Source(
             self.consumer,  # type: ignore[arg-type] # what the source uses of it
             Room(*limits),
@@ -78,7 +93,7 @@ class Chain(RuleBasedStateMachine):
         lease = self.ledger.lease(partition)
         assert lease is not None
         sizes = value_sizes(records)
-        span = Span(lease, self.ledger.next_sequence(lease), records, sizes, 0.0)
+        span = Span(lease, self.ledger.next_sequence(lease), records, sizes, 0.0, [size * 30 for size in sizes])
         self.read[lease] += [record.offset for record in records]
         self.ledger.read(span)
         self.sequencer.expect(span)
@@ -118,7 +133,7 @@ class Chain(RuleBasedStateMachine):
     # -- the workers
 
     def dispatch(self) -> None:
-        """As much as the workers take: again first, and no new window while results pile up."""
+        """As much as the workers take: again first; while results pile up nothing that they do not wait for."""
         while len(self.running) < PLACES:
             if self.again:
                 batch = self.again.popleft()
@@ -126,7 +141,9 @@ class Chain(RuleBasedStateMachine):
                 if not live:
                     continue
                 batch.restrict(live)
-            elif not self.crowded and (closed_by := self.batcher.due(0.0, backlog=True)) is not None:
+            elif (
+                closed_by := self.batcher.overtaken() if self.crowded else self.batcher.due(0.0, backlog=True)
+            ) is not None:
                 batch = self.batcher.take(0.0, closed_by)
             else:
                 return
