@@ -105,7 +105,7 @@ def estimate(
         if not as_json:
             _show(measured, path)
     if as_json:
-        print_json({it.estimate.task: it.estimate.model_dump(mode="json") for it in found})
+        print_json({it.how.task: it.estimate.model_dump(mode="json") for it in found})
 
 
 def parse_size(text: str) -> int:
@@ -248,15 +248,16 @@ def _waiting(text: str) -> Iterator[Any]:
 
 def _write(settings: Settings, measured: Measured) -> Path:
     from streamproc.estimate.page import html_page  # noqa: PLC0415 - as above
+    from streamproc.runtime.estimate_file import write_estimate  # noqa: PLC0415 - as above
     from streamproc.runtime.estimates import estimate_path  # noqa: PLC0415 - as above
 
-    path = estimate_path(settings, measured.estimate.task)
+    path = estimate_path(settings, measured.how.task)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".html").write_text(html_page(measured), encoding="utf-8")
-        path.write_bytes(measured.estimate.as_json())
     except OSError as error:
         raise StreamprocError(f"{error.filename}: cannot be written ({error.strerror}); see estimates_dir") from error
+    write_estimate(path, measured.estimate)
     return path
 
 
@@ -264,11 +265,13 @@ def _show(measured: Measured, path: Path) -> None:
     from streamproc.estimate.words import explained  # noqa: PLC0415 - as above
     from streamproc.replay.charts import number_text  # noqa: PLC0415 - as above
 
-    it = measured.estimate
-    _line(f"{it.application}, task {it.task}: {count_of(measured.samples, 'sample record')}")
+    it, how = measured.estimate, measured.how
+    _line(f"{how.application}, task {how.task}: {count_of(how.samples, 'sample record')}")
     _line("")
     columns = (it.length or "length", "best size", "records/s", "largest tried", "ended by")
-    rows = [(f"{at.length:,}", at.size, number_text(at.per_s), f"{at.largest:,}", at.ended_by) for at in it.best]
+    rows = [
+        (f"{at.length:,}", at.best_size, number_text(at.per_s), f"{at.largest:,}", at.ended_by) for at in how.at_lengths
+    ]
     print_table(columns, rows, right=columns[:4])
     _line("")
     for sentence in explained(measured):

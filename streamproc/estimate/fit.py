@@ -17,7 +17,6 @@ from itertools import combinations
 import numpy as np
 
 from streamproc.estimate.nnls import Vector, nnls
-from streamproc.runtime.cost import CostModel
 
 FOLDS = 5
 LENGTHS_FOR_FOLDS = 4
@@ -94,15 +93,6 @@ def fit(seen: Sequence[Seen], value: Callable[[Seen], float]) -> Fit:
 def mean_error(fitted: Fit, seen: Sequence[Seen], value: Callable[[Seen], float]) -> float:
     """The mean of |predicted - seen| / seen."""
     return float(np.mean([abs(fitted.predict(it.size, it.length) - value(it)) / value(it) for it in seen]))
-
-
-def cost_model(time: Fit, memory: Fit | None) -> CostModel:
-    """The model that predicts by these two."""
-    alpha, beta, gamma, delta = time.coefficients
-    a, b, c, d = memory.coefficients if memory is not None else (0.0, 0.0, 0.0, 0.0)
-    return CostModel(
-        alpha_ms=alpha, beta_ms=beta, gamma_ms=gamma, delta_ms=delta, a_bytes=a, b_bytes=b, c_bytes=c, d_bytes=d
-    )
 
 
 def kappa(memory: Fit, seen: Sequence[Seen]) -> float:

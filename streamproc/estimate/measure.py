@@ -10,14 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from math import isfinite, nan
+from math import isfinite
 
 from streamproc.estimate.budget import Budget
-from streamproc.estimate.fit import Fit, Seen, best_sizes, cost_model, fit, kappa, mean_error
+from streamproc.estimate.fit import Fit, Seen, best_sizes, fit, kappa, mean_error
 from streamproc.estimate.prober import Loaded
 from streamproc.estimate.samples import Samples
 from streamproc.estimate.search import Explored, Search
-from streamproc.runtime.estimates import BestSize, Errors, Estimate, Fingerprint
+from streamproc.runtime.estimate_file import (
+    AtLength,
+    Estimate,
+    HeldOut,
+    Measurement,
+    MemoryCoefficients,
+    TimeCoefficients,
+)
+from streamproc.runtime.estimates import fingerprint_of
 from streamproc.settings import Settings
 
 LEAST_MAX_SIZE = 4
@@ -60,11 +68,12 @@ class Measured:
     """An estimate, and what it was made of."""
 
     estimate: Estimate
+    how: Measurement
+    """The estimate's own."""
     explored: Sequence[Explored]
     held_out: Sequence[Seen]
     time: Fit
     memory: Fit
-    samples: int
     failed: int
     """Of the records that ran, those that failed by themselves."""
     ran: int
@@ -133,35 +142,40 @@ def measure(
     ]
     if shapes:
         factor = max(factor, search.mixed(shapes) / max(memory.predict(*it) for it in shapes))
-    model = cost_model(time, memory)
-    estimate = Estimate(
+    how = Measurement(
         application=settings.name,
         task=task,
-        made_at=now(),
-        length=length,
+        at=now(),
         memory="cuda" if loaded.memory == "cuda" else "host",
         idle_bytes=loaded.idle_bytes,
         budget_bytes=budget.size_bytes,
         budget_source=budget.source,
-        **{name: getattr(model, name) for name in model.__dataclass_fields__},
+        samples=samples.count,
+        lengths=(min(it.length for it in every), max(it.length for it in every)),
+        held_out=errors_of(time, memory, held_out, loaded.idle_bytes),
+        at_lengths=[_at_length(it) for it in explored if it.seen],
+    )
+    alpha, beta, gamma, delta = time.coefficients
+    a, b, c, d = memory.coefficients
+    estimate = Estimate(
+        length=length,
+        fingerprint=fingerprint_of(settings, environ, loaded.libraries),
+        time=TimeCoefficients(alpha_ms=alpha, beta_ms=beta, gamma_ms=gamma, delta_ms=delta),
+        memory=MemoryCoefficients(a_bytes=a, b_bytes=b, c_bytes=c, d_bytes=d),
         kappa=factor,
         max_size=region.max_size,
         max_padded=region.max_padded,
-        lengths=(min(it.length for it in every), max(it.length for it in every)),
-        sizes=(1, max(it.size for it in every)),
-        errors=errors_of(time, memory, held_out, loaded.idle_bytes),
-        best=_best(explored),
-        fingerprint=Fingerprint.of(settings, environ, loaded.libraries),
+        measured=how,
     )
-    return Measured(estimate, explored, held_out, time, memory, samples.count, search.failed, search.ran)
+    return Measured(estimate, how, explored, held_out, time, memory, search.failed, search.ran)
 
 
-def errors_of(time: Fit, memory: Fit, held_out: Sequence[Seen], idle_bytes: float) -> Errors:
+def errors_of(time: Fit, memory: Fit, held_out: Sequence[Seen], idle_bytes: float) -> HeldOut:
     """How far predictions are from what was held out."""
     timed = [it for it in held_out if isfinite(it.time_ms)]
     grown = [it for it in held_out if it.peak_bytes - idle_bytes >= LEAST_GROWTH_BYTES]
     of_batch = [abs(memory.predict(it.size, it.length) - it.peak_bytes) / (it.peak_bytes - idle_bytes) for it in grown]
-    return Errors(
+    return HeldOut(
         time=mean_error(time, timed, by_time) if timed else None,
         memory=mean_error(memory, held_out, by_memory) if held_out else None,
         memory_of_batch=sum(of_batch) / len(of_batch) if of_batch else None,
@@ -169,23 +183,13 @@ def errors_of(time: Fit, memory: Fit, held_out: Sequence[Seen], idle_bytes: floa
     )
 
 
-def _best(explored: Sequence[Explored]) -> list[BestSize]:
-    found = []
-    for it in explored:
-        sizes = best_sizes(it.seen)
-        size = sizes.get(it.length, 0)
-        per_s = next((seen.per_s for seen in it.seen if seen.size == size), nan)
-        if size:
-            found.append(
-                BestSize.model_validate(
-                    {
-                        "length": it.length,
-                        "size": size,
-                        "per_s": per_s,
-                        "largest": it.largest,
-                        "ended_by": it.ended_by,
-                        "cut": it.cut,
-                    }
-                )
-            )
-    return found
+def _at_length(it: Explored) -> AtLength:
+    size = best_sizes(it.seen)[it.length]
+    return AtLength(
+        length=it.length,
+        best_size=size,
+        per_s=next(seen.per_s for seen in it.seen if seen.size == size),
+        largest=it.largest,
+        ended_by=it.ended_by,
+        cut=it.cut,
+    )

@@ -41,7 +41,8 @@ path.line{fill:none;stroke-width:1.4}.dot{fill:var(--ink);fill-opacity:.55}
 def html_page(measured: Measured) -> str:
     """The page."""
     it = measured.estimate
-    title = f"{it.application}, task {it.task}"
+    how = measured.how
+    title = f"{how.application}, task {how.task}"
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -50,7 +51,7 @@ def html_page(measured: Measured) -> str:
         f"<title>{escape(title)}: streamproc estimate</title><style>{_STYLE}</style></head><body>",
         '<p class="soft">streamproc estimate</p>',
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{it.made_at:%Y-%m-%d %H:%M %Z}, {measured.samples:,} sample records</p>',
+        f'<p class="soft">{how.at:%Y-%m-%d %H:%M %Z}, {how.samples:,} sample records</p>',
         *(f"<p>{escape(sentence)}</p>" for sentence in explained(measured)),
         "<h2>Measured, and the model</h2>",
         '<p class="soft">Dots are medians of what was measured, lines what the model says.</p>',
@@ -61,12 +62,12 @@ def html_page(measured: Measured) -> str:
         _table(
             (it.length or "length", "best size", "records/s at it", "largest measured", "ended by"),
             [
-                (f"{best.length:,}", f"{best.size:,}", number_text(best.per_s), f"{best.largest:,}", best.ended_by)
-                for best in it.best
+                (f"{at.length:,}", f"{at.best_size:,}", number_text(at.per_s), f"{at.largest:,}", at.ended_by)
+                for at in how.at_lengths
             ],
         ),
         "<h2>What it holds for</h2>",
-        _table(("", ""), [(name, str(value)) for name, value in it.fingerprint.model_dump().items()]),
+        _table(("", ""), list(it.fingerprint.items())),
         "</body></html>",
     ]
     return "\n".join(parts) + "\n"
@@ -74,7 +75,7 @@ def html_page(measured: Measured) -> str:
 
 def _charts(measured: Measured) -> Iterable[str]:
     it = measured.estimate
-    model = it.model
+    model = it.cost
     times, memories, rates = [], [], []
     for index, explored in enumerate(measured.explored):
         if not explored.seen:

@@ -53,6 +53,7 @@ class Samples:
         if not records:
             raise ValueError("there are no sample records")
         self._measure = measure
+        self._made: dict[int, Sample] = {}
         self._sorted = sorted((Sample(measure(it), it) for it in records), key=lambda it: it.length)
 
     @property
@@ -77,6 +78,8 @@ class Samples:
 
     def near(self, length: int) -> Sample:
         """A sample of about this length: the longest that is not longer, if it is near; a cut one; the nearest."""
+        if length in self._made:
+            return self._made[length]
         at = bisect_right(self._sorted, length, key=lambda it: it.length)
         shorter = self._sorted[at - 1] if at else None
         if shorter is not None and shorter.length * NEAR >= length:
@@ -84,7 +87,7 @@ class Samples:
         for longer in self._sorted[at : at + 1]:
             found = _cut(longer.record, length, self._measure)
             if found is not None and found.length * NEAR >= length:
-                return found
+                return self._made.setdefault(found.length, found)
         around = [it for it in (shorter, *self._sorted[at : at + 1]) if it is not None]
         return min(around, key=lambda it: max(it.length, length) / max(min(it.length, length), 1))
 

@@ -14,9 +14,9 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from streamproc.errors import StreamprocError
+from streamproc.errors import EstimateError
 from streamproc.estimate.fit import Seen
 from streamproc.estimate.prober import End, Ran
 from streamproc.estimate.samples import Sample, Samples
@@ -32,10 +32,6 @@ HELD_OUT_SHARE = 0.3
 SHAPE_SHARE = 0.1
 """Of a length's time: what the repetitions of one shape may take."""
 FAILED_SHARE = 0.5
-
-
-class EstimateError(StreamprocError):
-    """A backend's cost cannot be estimated."""
 
 
 class Probing(Protocol):
@@ -56,8 +52,7 @@ class Explored:
     cut: bool
     """Whether its longest record was cut to this length."""
     seen: list[Seen] = field(default_factory=list)
-    ended_by: str = "size"
-    """``size``, ``memory`` or ``time``."""
+    ended_by: Literal["size", "memory", "time"] = "size"
     too_large: int | None = None
     """The least size that memory was seen to be too little for."""
 
@@ -138,7 +133,7 @@ class Search:
         while True:
             seen = self._measure(size, longest, share_s * SHAPE_SHARE)
             if isinstance(seen, End):
-                found.ended_by = seen.value
+                found.ended_by = "memory" if seen is End.MEMORY else "time"
                 if seen is End.MEMORY:
                     found.too_large = size
                 break

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.estimate.fit import Fit, Seen, best_sizes, cost_model, fit, kappa, mean_error
+from streamproc.estimate.fit import Fit, Seen, best_sizes, fit, kappa, mean_error
 from streamproc.estimate.measure import by_memory, by_time
+from streamproc.runtime.cost import CostModel
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (16, 40, 100, 250, 600, 1_500)
@@ -75,7 +76,8 @@ def test_whatever_was_seen_no_coefficient_is_negative_and_the_model_can_be_made(
     found = fit([Seen(size, length, value, value) for size, length, value in seen], by_time)
     assert all(it >= 0 for it in found.coefficients)
     assert found.predict(1, 1) >= 0
-    cost_model(found, found)
+    a, b, c, d = found.coefficients
+    CostModel(a, b, c, d)
 
 
 def test_without_anything_seen_there_is_no_fit() -> None:

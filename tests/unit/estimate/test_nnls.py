@@ -70,5 +70,5 @@ def test_columns_of_nothing_get_nothing() -> None:
     [(np.ones((2, 2)), np.ones(3)), (np.ones(2), np.ones(2)), (np.array([[np.nan]]), np.ones(1))],
 )
 def test_what_is_no_problem_is_refused(matrix: Vector, target: Vector) -> None:
-    with pytest.raises(ValueError, match="finite|shape"):
+    with pytest.raises(ValueError, match=r"finite|shape"):
         nnls(matrix, target)
