@@ -181,19 +181,17 @@ def _measure(
     batch = settings.tasks[task].batch
     if len(records) > MAX_SAMPLES:
         records = random.Random(seed).sample(records, MAX_SAMPLES)  # noqa: S311 - as above
-    samples = Samples(records, measure_of(batch.length))
     setup = worker_setup(settings, declared)
     runner = {key: value for key, value in setup["tasks"][task].items() if key != "warmup"}
     topics = settings.topics_of(task).inputs
     environ = worker_environment(settings.pool, 0, os.environ)
-    shortest = samples.near(samples.reach[0]).record
     prober = Prober(
         {
             "backend": setup["backend"],
             "task": task,
             "topic": next(iter(runner["schemas"]), topics[0]),
             "runner": runner,
-            "warmup": [shortest],
+            "warmup": list(records[:1]),
         },
         environ,
         backend=settings.backend.path,
@@ -202,6 +200,7 @@ def _measure(
     )
     with _waiting(f"task {task}: loading {settings.backend.path}") as progress, prober:
         loaded = prober.start()
+        samples = Samples(records, measure_of(batch.length, prober.length_of))
         budget = _budget(settings, loaded.ceiling, budget_bytes, on_device=loaded.memory == "cuda")
         prober.budget_bytes = budget.size_bytes
         search = Search(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamproc.estimate.nnls import Vector, nnls
 
@@ -23,6 +24,8 @@ LENGTHS_FOR_FOLDS = 4
 """From so many lengths on, whole lengths are left out."""
 WORTH_A_TERM = 0.95
 """A further term has to bring the error below this part of what it is without."""
+NEAR = 1.125
+"""Lengths within this ratio are left out together."""
 FLAT = 0.98
 """A size is as good as the best where its records a second are this part of the best's."""
 
@@ -35,7 +38,7 @@ class Seen:
 
     size: int
     length: int
-    """What each record is padded to; 1 where records have no length."""
+    """What each record was padded to, on average; 1 where records have no length."""
     time_ms: float
     peak_bytes: float
 
@@ -100,31 +103,35 @@ def kappa(memory: Fit, seen: Sequence[Seen]) -> float:
     return max(1.0, *(it.peak_bytes / memory.predict(it.size, it.length) for it in seen))
 
 
-def best_sizes(seen: Sequence[Seen]) -> dict[int, int]:
-    """Per length the size that does most records a second, argmax n/T(n, L); of sizes about as good, the least."""
-    found = {}
-    for length in sorted({it.length for it in seen}):
-        here = sorted((it for it in seen if it.length == length), key=lambda it: it.size)
-        most = max(it.per_s for it in here)
-        found[length] = next(it.size for it in here if it.per_s >= FLAT * most)
-    return found
+def best_size(seen: Sequence[Seen]) -> int:
+    """Of one length, the size that does most records a second, argmax n/T(n, L); of those about as good, the least."""
+    most = max(it.per_s for it in seen)
+    return min(it.size for it in seen if it.per_s >= FLAT * most)
 
 
 def _choices(seen: Sequence[Seen]) -> list[tuple[int, ...]]:
     """Which terms there may be, fewer first: a constant, and what grows with the size and can be told apart."""
-    lengths = len({it.length for it in seen})
+    lengths = len(set(_about(seen)))
     growing = range(1, 2 if lengths == 1 else 3 if lengths == 2 else 4)
     return [(0, *some) for count in range(len(growing) + 1) for some in combinations(growing, count)]
 
 
-def _folds(seen: Sequence[Seen]) -> list[np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+def _about(seen: Sequence[Seen]) -> list[int]:
+    """Of each shape the number of its length, where lengths that are about the same count as one."""
+    number: dict[int, int] = {}
+    start = 0
+    for length in sorted({it.length for it in seen}):
+        if not number or length > start * NEAR:
+            start = length
+        number[length] = start
+    order = sorted(set(number.values()))
+    return [order.index(number[it.length]) for it in seen]
+
+
+def _folds(seen: Sequence[Seen]) -> list[NDArray[np.bool_]]:
     """What is left out, in turn."""
-    lengths = sorted({it.length for it in seen})
-    if len(lengths) >= LENGTHS_FOR_FOLDS:
-        number = {length: index % FOLDS for index, length in enumerate(lengths)}
-        fold_of = np.array([number[it.length] for it in seen])
-    else:
-        fold_of = np.arange(len(seen)) % FOLDS
+    lengths = np.array(_about(seen))
+    fold_of = (lengths if lengths.max() + 1 >= LENGTHS_FOR_FOLDS else np.arange(len(seen))) % FOLDS
     folds = [fold_of == fold for fold in sorted(set(fold_of.tolist()))]
     return folds if len(folds) > 1 else [np.ones(len(seen), dtype=np.bool_)]
 
@@ -133,7 +140,7 @@ def _cross_validated(
     shapes: Vector,
     values: Vector,
     terms: tuple[int, ...],
-    folds: list[np.ndarray[tuple[int], np.dtype[np.bool_]]],
+    folds: list[NDArray[np.bool_]],
 ) -> float:
     """The mean relative error of what is predicted from the other folds."""
     errors = []

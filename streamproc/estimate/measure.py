@@ -13,7 +13,7 @@ from datetime import datetime
 from math import isfinite
 
 from streamproc.estimate.budget import Budget
-from streamproc.estimate.fit import Fit, Seen, best_sizes, fit, kappa, mean_error
+from streamproc.estimate.fit import Fit, Seen, best_size, fit, kappa, mean_error
 from streamproc.estimate.prober import Loaded
 from streamproc.estimate.samples import Samples
 from streamproc.estimate.search import Explored, Search
@@ -81,7 +81,7 @@ class Measured:
 
 def region_of(explored: Sequence[Explored], *, has_length: bool) -> Region:
     """The region from whose edges on more records do no more a second."""
-    best = best_sizes([seen for it in explored for seen in it.seen])
+    best = {it.length: best_size(it.seen) for it in explored if it.seen}
     most = max(it.largest for it in explored)
     max_size = max(*best.values(), min(LEAST_MAX_SIZE, most))
     padded = max(max(size, min(LEAST_MAX_SIZE, max_size)) * length for length, size in best.items())
@@ -184,7 +184,7 @@ def errors_of(time: Fit, memory: Fit, held_out: Sequence[Seen], idle_bytes: floa
 
 
 def _at_length(it: Explored) -> AtLength:
-    size = best_sizes(it.seen)[it.length]
+    size = best_size(it.seen)
     return AtLength(
         length=it.length,
         best_size=size,

@@ -9,12 +9,14 @@ to standard error. The first line is the setup, each other one a batch.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import packages_distributions, version
 from typing import Any, NamedTuple
 
@@ -46,10 +48,11 @@ def main() -> None:
     try:
         begun = time.perf_counter()
         known = set(sys.modules)
-        runner = _load(setup)
-        from streamproc.estimate.memory import peak_of_backend  # noqa: PLC0415 - torch must have been imported by now
+        task, runner = _load(setup)
+        from streamproc.estimate.memory import peak_of_backend  # noqa: PLC0415 - as in _load
+        from streamproc.runtime.worker import BatchFailedError  # noqa: PLC0415 - as above
 
-        if setup["warmup"]:
+        with contextlib.suppress(BatchFailedError):  # what fails here fails again when it is measured
             _run(runner, _batch(setup["topic"], setup["warmup"]))
         peak = peak_of_backend()
         ceiling = peak.ceiling()
@@ -67,10 +70,15 @@ def main() -> None:
         answer({"event": "failed", "message": _described(error)})
         return
     for line in sys.stdin.buffer:
-        answer(_measure(runner, peak, setup["topic"], **orjson.loads(line)))
+        request = orjson.loads(line)
+        if "length_of" in request:
+            answer(_length(task, request["length_of"]))
+        else:
+            answer(_measure(runner, peak, setup["topic"], **request))
 
 
-def _load(setup: dict[str, Any]) -> Any:
+def _load(setup: dict[str, Any]) -> tuple[Any, Any]:
+    """The backend's task, and what runs its batches."""
     from streamproc.backend.tasks import resolve_task  # noqa: PLC0415 - inside the try, as the user's code is
     from streamproc.loaders import load_backend  # noqa: PLC0415 - as above
     from streamproc.runtime.worker import TaskRunner  # noqa: PLC0415 - as above
@@ -78,7 +86,7 @@ def _load(setup: dict[str, Any]) -> Any:
     backend = setup["backend"]
     loaded = load_backend(**{**backend, "config": yaml.safe_load(backend["config"])})
     task = resolve_task(loaded, setup["task"])
-    return TaskRunner(setup["task"], task, **setup["runner"], base_dir=backend["base_dir"])
+    return task, TaskRunner(setup["task"], task, **setup["runner"], base_dir=backend["base_dir"])
 
 
 def _batch(topic: str, records: list[dict[str, Any]]) -> _Batch:
@@ -102,17 +110,24 @@ def _run(runner: Any, batch: _Batch) -> int:
 
 
 def _measure(
-    runner: Any, peak: Any, topic: str, *, records: list[dict[str, Any]], places: list[int], runs: int, seconds: float
+    runner: Any,
+    peak: Any,
+    topic: str,
+    *,
+    records: list[dict[str, Any]],
+    batches: list[list[int]],
+    runs: int,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Run a batch of the records at these places: once for its memory alone, then for its time."""
+    """Run batches of the records at these places: the first once for its memory alone, then all for their times."""
     from streamproc.records import Cause  # noqa: PLC0415 - as above
     from streamproc.runtime.worker import BatchFailedError  # noqa: PLC0415 - as above
 
-    batch = _batch(topic, [records[place] for place in places])
+    made = [_batch(topic, [records[place] for place in places]) for places in batches]
     try:
         peak.reset()
-        failed = _run(runner, batch)
-        times = list(_times_ms(lambda: _run(runner, batch), runs, seconds))
+        failed = _run(runner, made[0])
+        times = list(_times_ms([partial(_run, runner, it) for it in made], runs, seconds))
     except BatchFailedError as error:
         if error.failure.cause is Cause.OOM:
             return {"event": "out_of_memory"}
@@ -122,14 +137,22 @@ def _measure(
     return {"event": "ran", "times_ms": times, "peak_bytes": peak.read(), "failed": failed}
 
 
-def _times_ms(run: Callable[[], object], runs: int, seconds: float) -> Iterator[float]:
-    """The times of so many runs, or of those that begin within so many seconds; of one at least."""
+def _length(task: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """How long the backend says that a record is."""
+    try:
+        return {"event": "length", "length": int(task.length(record))}
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises is told to the parent
+        return {"event": "failed", "message": _described(error)}
+
+
+def _times_ms(runs_of: Sequence[Callable[[], object]], runs: int, seconds: float) -> Iterator[float]:
+    """The times of so many runs, in turn, or of those that begin within so many seconds; of one at least."""
     until = time.perf_counter() + seconds
     for number in range(runs):
         begun = time.perf_counter()
         if number and begun >= until:
             return
-        run()
+        runs_of[number % len(runs_of)]()
         yield (time.perf_counter() - begun) * 1_000
 
 

@@ -41,7 +41,7 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a batch took; ``failed`` records of it failed by themselves."""
+    """What batches of a shape took; ``failed`` records of the first failed by themselves."""
 
     times_ms: Sequence[float]
     peak_bytes: int
@@ -146,18 +146,38 @@ class Prober:
             libraries=answer["libraries"],
         )
 
-    def run(self, records: Sequence[Record], *, seconds: float, runs: int = RUNS) -> Ran | End:
-        """Run a batch, once to warm up and then for its time, ``runs`` times or for so many seconds.
+    def length_of(self, record: Record) -> int:
+        """How long a record is, by the backend's ``length``.
 
         Raises:
-            BackendError: the backend failed on it, and not for want of memory or time.
+            BackendError: the backend has none, or it failed.
         """
         if self._process is None:
             self.start()
-        numbers: dict[int, int] = {}
-        places = [numbers.setdefault(id(record), len(numbers)) for record in records]
-        distinct = list({id(record): record for record in records}.values())
-        request = {"records": distinct, "places": places, "runs": runs, "seconds": seconds}
+        answer = self._ask(orjson.dumps({"length_of": record}) + b"\n", self._batch_timeout_s, watched=True)
+        if isinstance(answer, End) or answer["event"] != "length":
+            why = f"no {answer.value} was left" if isinstance(answer, End) else answer["message"]
+            raise BackendError(f"length() of the backend {self._backend} failed: {why}")
+        return int(answer["length"])
+
+    def run(self, batches: Sequence[Sequence[Record]], *, seconds: float, runs: int = RUNS) -> Ran | End:
+        """Run batches of one shape: the first to warm up, and all in turn for their times.
+
+        There are ``runs`` runs that count, or as many as begin within so many seconds; one at least.
+
+        Raises:
+            BackendError: the backend failed on one, and not for want of memory or time.
+        """
+        if self._process is None:
+            self.start()
+        distinct: dict[int, Record] = {id(record): record for batch in batches for record in batch}
+        numbers = {key: number for number, key in enumerate(distinct)}
+        request = {
+            "records": list(distinct.values()),
+            "batches": [[numbers[id(record)] for record in batch] for batch in batches],
+            "runs": runs,
+            "seconds": seconds,
+        }
         answer = self._ask(orjson.dumps(request) + b"\n", self._batch_timeout_s, watched=True)
         if isinstance(answer, End):
             self.stop()
@@ -166,7 +186,7 @@ class Prober:
             self.stop()
             return End.MEMORY
         if answer["event"] == "failed":
-            raise BackendError(f"a batch of {len(records)} sample records failed: {answer['message']}")
+            raise BackendError(f"a batch of {len(batches[0])} sample records failed: {answer['message']}")
         return Ran(answer["times_ms"], answer["peak_bytes"], answer["failed"])
 
     def _ask(self, line: bytes, limit_s: float, *, watched: bool) -> dict[str, Any] | End:

@@ -1,6 +1,6 @@
 """Batches of a wanted shape, made of sample records: n of them, the longest of which has the wanted length.
 
-A shape is filled with records that are about as long as its longest, as the batcher would fill it, drawn with a seed
+A batch is filled with records that are about as long as its longest, as the batcher would fill it, drawn with a seed
 and as often as it takes. Where no sample has a wanted length, the longest text of a longer one is cut; nothing is made
 longer than it came. So what is beyond the longest sample was not measured, and ``reach`` says how far that is.
 """
@@ -20,17 +20,19 @@ Measure = Callable[[Record], int]
 
 NEAR = 1.125
 """Records of a batch are at most so many times shorter than the longest: the ratio of the batcher's buckets."""
+CURIOSITIES = 50
+"""One sample in so many is shorter than what is measured."""
 LEAST_SHARE = 0.5
 """A record is cut only where one text is at least this part of it: that is what its length comes from."""
 
 
-def measure_of(setting: str | None) -> Measure:
+def measure_of(setting: str | None, by_backend: Measure) -> Measure:
     """How long a record is, by a task's ``batch.length``; where it has none every record has the length 1."""
     if setting is None:
         return lambda _: 1
     if setting == "bytes":
         return lambda record: len(orjson.dumps(record))
-    raise ValueError(f"batch.length is {setting}, and there is no way to measure that here")
+    return by_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Samples:
         self._measure = measure
         self._made: dict[int, Sample] = {}
         self._sorted = sorted((Sample(measure(it), it) for it in records), key=lambda it: it.length)
+        self._length_of = {id(it.record): it.length for it in self._sorted}
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -67,8 +70,11 @@ class Samples:
         return len(self._sorted)
 
     def lengths(self, count: int) -> list[int]:
-        """At most so many lengths to measure at, from the shortest to the longest, in about equal ratios."""
-        least, most = self.reach
+        """At most so many lengths to measure at, from a short one to the longest, in about equal ratios.
+
+        A few are shorter still: the shortest of many samples is a curiosity.
+        """
+        least, most = self._sorted[len(self._sorted) // CURIOSITIES].length, self.reach[1]
         if least == most or count < 2:
             return [most]
         ratio = (most / max(least, 1)) ** (1 / (count - 1))
@@ -87,16 +93,22 @@ class Samples:
         for longer in self._sorted[at : at + 1]:
             found = _cut(longer.record, length, self._measure)
             if found is not None and found.length * NEAR >= length:
-                return self._made.setdefault(found.length, found)
+                made = self._made.setdefault(found.length, found)
+                self._length_of[id(made.record)] = made.length
+                return made
         around = [it for it in (shorter, *self._sorted[at : at + 1]) if it is not None]
         return min(around, key=lambda it: max(it.length, length) / max(min(it.length, length), 1))
 
-    def batch(self, size: int, longest: Sample, rng: random.Random) -> list[Record]:
-        """So many records: ``longest``, and others that are hardly shorter."""
-        start = bisect_left(self._sorted, longest.length / NEAR, key=lambda it: it.length)
-        stop = bisect_right(self._sorted, longest.length, key=lambda it: it.length)
-        others = self._sorted[start:stop] or [longest]
-        return [longest.record, *(it.record for it in rng.choices(others, k=size - 1))]
+    def batch(self, size: int, length: int, rng: random.Random) -> list[Record]:
+        """So many records of about this length, none of them longer."""
+        start = bisect_left(self._sorted, length / NEAR, key=lambda it: it.length)
+        stop = bisect_right(self._sorted, length, key=lambda it: it.length)
+        others = self._sorted[start:stop] or [self.near(length)]
+        return [it.record for it in rng.choices(others, k=size)]
+
+    def longest(self, batch: Sequence[Record]) -> int:
+        """What a batch is padded to."""
+        return max(self._length_of[id(record)] for record in batch)
 
 
 def _cut(record: Record, length: int, measure: Measure) -> Sample | None:

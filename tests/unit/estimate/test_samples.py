@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streamproc.estimate.samples import NEAR, Samples, measure_of
 
-BYTES = measure_of("bytes")
+BYTES = measure_of("bytes", by_backend=len)
 TEXT = "the quick brown fox jumps over the lazy dog "
 
 
@@ -21,16 +21,15 @@ def record(chars: int) -> dict[str, object]:
 
 
 def test_a_record_without_a_length_counts_as_one() -> None:
-    assert measure_of(None)(record(10)) == 1
+    assert measure_of(None, by_backend=len)(record(10)) == 1
 
 
 def test_bytes_are_those_of_the_value() -> None:
     assert BYTES({"a": "é"}) == len('{"a":"é"}'.encode())
 
 
-def test_a_length_that_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"batch\.length is furlongs"):
-        measure_of("furlongs")
+def test_other_lengths_are_the_backends() -> None:
+    assert measure_of("backend", by_backend=lambda it: len(it["id"]))({"id": "four"}) == 4
 
 
 def test_without_samples_there_is_nothing_to_make_batches_of() -> None:
@@ -43,12 +42,12 @@ def test_no_batch_has_a_longer_record_than_its_longest_and_all_are_near_it(
     chars: list[int], wanted: int, size: int
 ) -> None:
     samples = Samples([record(it) for it in chars], BYTES)
-    longest = samples.near(wanted)
-    batch = samples.batch(size, longest, random.Random(1))
+    length = samples.near(wanted).length
+    batch = samples.batch(size, length, random.Random(1))
     lengths = [BYTES(it) for it in batch]
     assert len(batch) == size
-    assert max(lengths) == longest.length == lengths[0]
-    assert min(lengths) * NEAR >= longest.length
+    assert max(lengths) == samples.longest(batch) <= length
+    assert min(lengths) * NEAR >= length
 
 
 @given(st.lists(st.integers(0, 1_500), min_size=1, max_size=30), st.integers(1, 10))
@@ -91,6 +90,11 @@ def test_what_is_no_text_is_not_cut() -> None:
 def test_a_record_whose_length_is_not_in_one_text_is_not_cut() -> None:
     texts = {"lines": [TEXT] * 20}
     assert not Samples([{"lines": []}, texts], BYTES).near(300).cut
+
+
+def test_the_shortest_of_many_samples_is_not_measured() -> None:
+    samples = Samples([record(it) for it in (0, *range(200, 400))], BYTES)
+    assert samples.lengths(8)[0] > BYTES(record(150))
 
 
 def test_many_samples_give_lengths_in_about_equal_ratios() -> None:

@@ -16,7 +16,7 @@ from streamproc.estimate.samples import Samples, measure_of
 from streamproc.estimate.search import GAP, Explored, Search
 
 MIB = 1 << 20
-BYTES = measure_of("bytes")
+BYTES = measure_of("bytes", by_backend=len)
 RECORDS = [{"text": "x" * it} for it in (20, 90, 400, 1_600)]
 
 
@@ -29,6 +29,9 @@ class Machine:
     bytes_each: float = 0.0
     kept: float = 0.0
     failing: float = 0.0
+    disturbed: float = 1.0
+    while_ran: range = range(0)
+    """The shapes, by number, that run while something disturbs the machine."""
     now: float = 0.0
     held: float = 0.0
     starts: int = 0
@@ -39,15 +42,18 @@ class Machine:
         self.held = 0.0
         self.now += 0.1
 
-    def run(self, records: Sequence[dict[str, Any]], *, seconds: float, runs: int = 7) -> Ran | End:  # noqa: ARG002 - the real one's
-        size, length = len(records), max(BYTES(it) for it in records)
+    def run(self, batches: Sequence[Sequence[dict[str, Any]]], *, seconds: float, runs: int = 7) -> Ran | End:
+        assert runs >= 1
+        assert seconds >= 0
+        size, length = len(batches[0]), max(BYTES(it) for it in batches[0])
+        assert {len(it) for it in batches} == {size}
         self.sizes.append((size, length))
         needed = 100 * MIB + max(size * length**2 * self.bytes_each, self.held)
         if needed > self.limit_bytes:
             self.held = 0.0
             return End.MEMORY
         self.held = max(self.held, (needed - 100 * MIB) * self.kept)
-        took_ms = 5 + size * self.ms_each
+        took_ms = (5 + size * self.ms_each) * (self.disturbed if len(self.sizes) in self.while_ran else 1)
         self.now += 4 * took_ms / 1_000
         return Ran([took_ms] * 3, round(needed), round(size * self.failing))
 
@@ -74,7 +80,7 @@ def test_sizes_double_up_to_the_limit_at_each_length() -> None:
 def test_each_length_begins_in_a_fresh_process() -> None:
     machine = Machine(bytes_each=10.0, kept=1.0)
     explored = search(machine).explore()
-    assert machine.starts == len(explored)
+    assert machine.starts == len(explored) + 1, "and all of them once more in another one"
     for it in explored:
         for seen in it.seen:
             assert seen.peak_bytes == pytest.approx(100 * MIB + seen.size * seen.length**2 * 10, rel=1e-6)
@@ -101,6 +107,12 @@ def test_time_ends_the_search_of_a_length_and_leaves_enough_for_the_others() -> 
     assert machine.now < 60.0
 
 
+def test_what_disturbs_the_machine_for_a_while_does_not_count() -> None:
+    quiet = search(Machine(), max_size=8).explore()
+    disturbed = search(Machine(disturbed=5.0, while_ran=range(4, 12)), max_size=8).explore()
+    assert [it.seen for it in disturbed] == [it.seen for it in quiet]
+
+
 def test_where_not_even_one_record_fits_it_says_so() -> None:
     with pytest.raises(EstimateError, match="not even the shortest record fits into 50 MiB"):
         search(Machine(), budget=50 * MIB).explore()
@@ -123,7 +135,7 @@ def test_held_out_shapes_are_run_in_the_order_of_their_memory() -> None:
     memory = fit([seen for at in it.explore() for seen in at.seen], by_memory)
     machine.sizes.clear()
     found = it.held_out(lambda _: 64, memory.predict)
-    assert len(found) == len(machine.sizes) == 12
+    assert len(found) == 12
     assert [seen.peak_bytes for seen in found] == sorted(seen.peak_bytes for seen in found)
     for seen in found:
         assert memory.predict(seen.size, seen.length) == pytest.approx(seen.peak_bytes, rel=1e-3)
