@@ -185,13 +185,15 @@ class Batcher:
         cost, size = self._cost, self._window.size
         if cost is None or not cost.trusted or size < self._look_from:
             return False
-        # The batch with the oldest record is made out only where all records together would reach the knee, and again
-        # once there are a quarter more of them: it may cost a plan, and one for each record would be too many.
-        if not cost.model.is_at_knee(size, self._window.longest):
-            return False
-        if cost.model.is_at_knee(*self._window.shape()):
+        model, longest = cost.model, self._window.longest
+        if model.short_of_knee_ms(size, longest) > 0:
+            return False  # not even with all of them in one batch
+        short_ms = model.short_of_knee_ms(*self._window.shape())
+        if short_ms <= 0:
             return True
-        self._look_from = size + size // 4 + 1
+        # To make out the batch with the oldest record may take a plan, and one for each record would be too many: it is
+        # made again once what came since could make up for what was short.
+        self._look_from = size + 1 + int(short_ms / model.record_ms(longest))
         return False
 
 

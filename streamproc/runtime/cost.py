@@ -56,9 +56,9 @@ class CostModel:
         """M(n, L)."""
         return self.a_bytes + size * self.record_bytes(length)
 
-    def is_at_knee(self, size: int, length: int, epsilon: float = KNEE_EPSILON) -> bool:
-        """Whether more records would hardly make the batch cheaper by record: n ≥ (α/h(L))·(1/ε - 1).
+    def short_of_knee_ms(self, size: int, length: int, epsilon: float = KNEE_EPSILON) -> float:
+        """How much more n·h(L) there has to be for the knee: n ≥ (α/h(L))·(1/ε - 1); 0 or less from there on.
 
-        There α is at most the share ε of the whole, so that even an endless batch would save no more than that.
+        There α is the share ε of the whole, so that even an endless batch would save no more than that.
         """
-        return size * self.record_ms(length) >= self.alpha_ms * (1 / epsilon - 1)
+        return self.alpha_ms * (1 / epsilon - 1) - size * self.record_ms(length)

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from streamproc.records import Batch
+
 
 class Window(Protocol):
     """What is asked of a task's batcher."""
@@ -109,6 +111,8 @@ class Fairness:
         self._weights = dict(weights)
         self._times = dict.fromkeys(weights, 0.0)
         self._running = dict.fromkeys(weights, 0)
+        self._last_ms = dict.fromkeys(weights, 1.0)
+        self._charged_ms: dict[int, float] = {}
         self._mean = 0.0
         self._wanting: set[str] = set()
 
@@ -126,12 +130,17 @@ class Fairness:
         eligible = [it for it in candidates if self._times[it.task] <= mean * (1 + 1e-12)]
         return min(eligible, key=lambda it: (it.deadline, it.opened_at))
 
-    def dispatched(self, task: str, predicted_ms: float) -> None:
-        """A batch of this task goes to a worker, for about so long."""
-        self._running[task] += 1
-        self._times[task] += predicted_ms / self._weights[task]
+    def dispatched(self, batch: Batch) -> None:
+        """A batch goes to a worker: charge its task what is predicted, or what the last one took."""
+        cost_ms = self._last_ms[batch.task] if batch.predicted_ms is None else batch.predicted_ms
+        self._charged_ms[batch.id] = cost_ms
+        self._running[batch.task] += 1
+        self._times[batch.task] += cost_ms / self._weights[batch.task]
 
-    def ran(self, task: str, predicted_ms: float, seen_ms: float) -> None:
-        """It took so long in fact."""
-        self._running[task] -= 1
-        self._times[task] += (seen_ms - predicted_ms) / self._weights[task]
+    def ended(self, batch: Batch, seen_ms: float | None) -> None:
+        """It took so long in fact; None where nobody knows."""
+        charged_ms = self._charged_ms.pop(batch.id)
+        self._running[batch.task] -= 1
+        if seen_ms is not None:
+            self._last_ms[batch.task] = seen_ms
+            self._times[batch.task] += (seen_ms - charged_ms) / self._weights[batch.task]

@@ -29,6 +29,7 @@ from streamproc.observe.health import Health
 from streamproc.observe.metrics import Metrics
 from streamproc.observe.status import CircuitStatus, ProcessorStatus
 from streamproc.records import Batch, Failure
+from streamproc.runtime.fairness import Fairness, candidates
 from streamproc.runtime.inspection import Inspector
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
 from streamproc.runtime.task_stream import TaskStream
@@ -100,6 +101,7 @@ class Processor:
             )
             for name in settings.tasks
         }
+        self._fairness = Fairness(dict.fromkeys(self.tasks, 1.0))
         self._inspector = Inspector(self, wall_clock)
 
     # -- life
@@ -215,33 +217,23 @@ class Processor:
         try:
             while self.pool.room() and (batch := self._next_batch(now)) is not None:
                 self.tasks[batch.task].dispatched(batch, now)
+                self._fairness.dispatched(batch)
                 self.pool.submit(batch)
             self._set_timer(now)
         except Exception as error:  # noqa: BLE001 - in a callback of the loop it would only be logged
             self._on_fatal(InternalError(error, where="the dispatch of batches"))
 
     def _next_batch(self, now: float) -> Batch | None:
-        """Batches to be run again first; then, of the windows that are due, the one that has been open longest.
-
-        A task whose results pile up gets none; to run a batch again is what lets them go.
-        """
+        """Batches to be run again first; then, of the windows that may go, one by the tasks' shares and deadlines."""
         tasks = [task for task in self.tasks.values() if not task.circuit.is_open]
         for task in tasks:
             if (batch := task.take_again()) is not None:
                 return batch
-        idle = self.pool.idle() > 0
-        chosen: tuple[float, TaskStream, str] | None = None
-        for task in tasks:
-            opened_at = task.batcher.opened_at
-            if opened_at is None or task.crowded or (chosen is not None and opened_at >= chosen[0]):
-                continue
-            # A batch that would only queue behind another had better go on growing, unless it is full.
-            rule = task.batcher.full()
-            if rule is None and idle:
-                rule = task.batcher.due(now, backlog=task.backlog)
-            if rule is not None:
-                chosen = (opened_at, task, rule)
-        return chosen[1].batcher.take(now, chosen[2]) if chosen is not None else None
+        waiting = candidates(tasks, now, idle=self.pool.idle() > 0)
+        if not waiting:
+            return None
+        chosen = self._fairness.choose(waiting)
+        return self.tasks[chosen.task].batcher.take(now, chosen.rule)
 
     def _set_timer(self, now: float) -> None:
         """Wake at the next deadline; while no worker is free its answer wakes us, while results pile up their end."""
@@ -267,9 +259,11 @@ class Processor:
     # -- answers
 
     def _on_reply(self, reply: Reply) -> None:
+        self._fairness.ended(reply.batch, reply.wall_ms)
         self.tasks[reply.batch.task].replied(reply)
 
     def _on_failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
+        self._fairness.ended(batch, None if executed else 0.0)
         self.tasks[batch.task].failed(batch, failure, executed, worker)
 
     def _on_restart(self, cause: Any) -> None:

@@ -236,7 +236,7 @@ class TaskStream:
         self.state = "draining"
         self.source.stop()
         self._letting_go.update(self.ledger.leases())
-        self._give_back(self.batcher.discard())
+        self._give_back_waiting(self.batcher.discard())
         self._hand_back_waiting()
         await self._until_settled(self.ledger.assigned())
         if self._sink is not None:
@@ -586,7 +586,7 @@ class TaskStream:
         self.source.revoked(partitions)
         self.ends.clear()
         leases = {lease for partition in partitions if (lease := self.ledger.lease(partition)) is not None}
-        self._give_back(self.batcher.discard(leases))
+        self._give_back_waiting(self.batcher.discard(leases))
         self._letting_go |= leases
         self._hand_back_waiting()
         if not self.consumer.is_member():
@@ -653,6 +653,16 @@ class TaskStream:
         for span in spans:
             self.ledger.discard(span)
         self._settled.set()
+
+    def _give_back_waiting(self, spans: Sequence[Span]) -> None:
+        """Give back what was not dispatched; where something behind it was, that cannot be committed any more."""
+        waiting: dict[Lease, list[int]] = {}
+        for span in spans:
+            waiting.setdefault(span.lease, []).extend((span.first, len(span.records)))
+        for lease, it in waiting.items():
+            if min(it[::2]) + sum(it[1::2]) < self.ledger.next_sequence(lease):
+                self._gaps.add(lease.partition)
+        self._give_back(spans)
 
     def _hand_back_waiting(self) -> None:
         """Leave what waits for its next execution, of leases that end, to whoever reads the records next.

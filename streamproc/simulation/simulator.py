@@ -8,6 +8,7 @@ that is busy gets another one behind it where that is full. Same input, same res
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
 from collections import deque
@@ -179,6 +180,7 @@ class _Simulation:
         self._workers = workers
         self._rng = random.Random(workers.seed)  # noqa: S311 - noise, no secret
         self._max_in_flight = max_in_flight
+        self._ids = itertools.count(1)
         self._fairness = fairness
         self._queues: list[deque[tuple[str, Batch]]] = [deque() for _ in range(workers.count)]
         self._ends: list[tuple[float, int, float]] = []
@@ -219,8 +221,9 @@ class _Simulation:
             name, rule = chosen
             task = self._tasks[name]
             batch = task.batcher.take(now, rule)
+            batch.id, batch.task = next(self._ids), name  # their batchers do not know of each other
             if self._fairness is not None:
-                self._fairness.dispatched(name, batch.predicted_ms or 0.0)
+                self._fairness.dispatched(batch)
             task.run.closed_by[rule] = task.run.closed_by.get(rule, 0) + 1
             worker = min(range(len(self._queues)), key=lambda index: len(self._queues[index]))
             self._queues[worker].append((name, batch))
@@ -258,6 +261,6 @@ class _Simulation:
         task.in_flight -= batch.size
         task.batcher.ran(batch, took_ms)
         if self._fairness is not None:
-            self._fairness.ran(name, batch.predicted_ms or 0.0, took_ms)
+            self._fairness.ended(batch, took_ms)
         if self._queues[worker]:
             self._begin(worker, now)

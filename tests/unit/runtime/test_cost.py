@@ -45,8 +45,9 @@ def test_a_batch_takes_some_time() -> None:
 
 def test_at_the_knee_a_batchs_own_cost_is_five_percent_of_the_rest() -> None:
     # h(1000) is 4.02 ms; 5 ms / 4.02 ms * 19 is 23.6 records.
-    assert [TRUE.is_at_knee(n, 1_000) for n in (23, 24)] == [False, True]
-    assert TRUE.is_at_knee(2, 1_000, epsilon=0.5)
+    assert TRUE.short_of_knee_ms(23, 1_000) == pytest.approx(5 * 19 - 23 * 4.02)
+    assert [TRUE.short_of_knee_ms(n, 1_000) > 0 for n in (23, 24)] == [True, False]
+    assert TRUE.short_of_knee_ms(2, 1_000, epsilon=0.5) < 0
 
 
 @given(models(), st.integers(1, 50), st.integers(0, 5_000), st.integers(0, 5_000), st.integers(1, 50))

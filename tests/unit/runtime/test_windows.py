@@ -80,6 +80,7 @@ class WindowAgainstModel(RuleBasedStateMachine):
         self.read = dict.fromkeys(self.leases, 0)
         self.waiting: list[Waiting] = []
         self.numbers = itertools.count()
+        self.reached = 0
         self.now = 0.0
 
     @rule(
@@ -110,6 +111,20 @@ class WindowAgainstModel(RuleBasedStateMachine):
             assert len(given) <= self.limits.n_max(longest)
             assert sum(it.size for it in given) <= self.max_bytes
         self.waiting = [it for it in self.waiting if it not in given]
+        self.reached = max(self.reached, given[-1].number + 1)
+
+    @precondition(lambda self: self.window.is_overtaken())
+    @rule()
+    def take_overtaken(self) -> None:
+        """The oldest that others overtook, until none is left."""
+        given = self.given(self.window.take_overtaken())
+        assert given == self.waiting[: len(given)]
+        assert given[-1].number < self.reached
+        assert len(given) == 1 or (
+            len(given) <= self.limits.n_max(max(it.length for it in given))
+            and sum(it.size for it in given) <= self.max_bytes
+        )
+        self.waiting = self.waiting[len(given) :]
 
     @rule(factor=st.sampled_from([0.5, 1.5]))
     def learn(self, factor: float) -> None:
@@ -151,6 +166,8 @@ class WindowAgainstModel(RuleBasedStateMachine):
         assert self.window.size == len(self.waiting)
         assert self.window.size_bytes == sum(it.size for it in self.waiting)
         assert self.window.opened_at == (self.waiting[0].arrived_at if self.waiting else None)
+        overtaken = bool(self.waiting) and self.waiting[0].number < self.reached
+        assert self.window.is_overtaken() == overtaken
         assert not (self.waiting and self.window.ripe() is None and len(self.waiting) >= self.limits.max_size)
         if not self.waiting:
             assert (self.window.full(), self.window.ripe()) == (None, None)
