@@ -74,8 +74,8 @@ def estimate(
 
     Runs the backend in a process of its own, with the environment that its workers will have, on batches of sample
     records that get larger until memory, the limit or the time ends it; that process may die of it. Writes
-    <task>.estimate.json, which the processor reads, and <task>.estimate.html, with plots, into estimates_dir, which is
-    the settings' folder by default. Touches no Kafka. Nothing else should load the machine meanwhile.
+    TASK.estimate.json, which the processor reads, and TASK.estimate.html, with plots, into estimates_dir, which is the
+    settings' folder by default. Touches no Kafka. Nothing else should load the machine meanwhile.
     """
     from streamproc.runtime.startup import declared_topics  # noqa: PLC0415 - --help needs none of it
     from streamproc.settings_loading import load_settings  # noqa: PLC0415 - as above
