@@ -120,10 +120,10 @@ class Search:
         """
         begun = self._clock()
         found: list[Explored] = []
-        for index, length in enumerate(self._lengths):
-            remaining = begun + self._explore_s - self._clock()
-            share = max(remaining, 0.0) / (len(self._lengths) - index)
-            found.append(self._explore_length(self._samples.near(length), share))
+        for left, length in zip(range(len(self._lengths), 0, -1), self._lengths, strict=True):
+            self._prober.start()
+            remaining = begun + self._explore_s - (left - 1) * self._load_seconds - self._clock()
+            found.append(self._explore_length(self._samples.near(length), max(remaining, 0.0) / left))
         if not any(it.seen for it in found):
             raise EstimateError(
                 f"not even the shortest record fits into {self._budget_bytes / 2**20:,.0f} MiB; give the workers more "
@@ -158,7 +158,6 @@ class Search:
     def _explore_length(self, longest: Sample, share_s: float) -> Explored:
         until = self._clock() + share_s
         found = Explored(longest.length, longest.cut)
-        self._prober.start()
         size = 1
         while True:
             seen = self._measure(size, longest, share_s * SHAPE_SHARE)

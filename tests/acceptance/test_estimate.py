@@ -37,8 +37,9 @@ class Backend(InferenceBackend):
     def execute(self, inputs):
         longest = max(len(record["text"]) for record in inputs) + 11
         # LIMIT
-        for _ in range(4):
-            held = np.ones(len(inputs) * longest * {BYTES_EACH // 8})
+        held = np.ones(len(inputs) * longest * {BYTES_EACH // 8})
+        for _ in range(3):
+            held += 1
         return [{{"sum": float(held.sum())}} for _ in inputs]
 """
 
@@ -106,7 +107,7 @@ def test_the_planted_memory_is_found_and_all_of_it_is_told_and_written(estimate:
 
 
 def test_a_script_gets_json_and_nothing_else(estimate: Estimate, folder: Path) -> None:
-    found = json.loads(estimate("--json", "--max-size", "4").stdout)
+    found = json.loads(estimate("--json", "--max-size", "4", "--time-limit", "20").stdout)
     assert found == {"text": json.loads((folder / "text.estimate.json").read_text())}
     assert {it["largest"] for it in found["text"]["measured"]["at_lengths"]} == {4}
 
