@@ -8,6 +8,9 @@ allocator holds.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -100,6 +103,13 @@ class CudaPeak:
         """As ``Peak``: what is free on the device, and what is held already."""
         free, _ = self._cuda.mem_get_info()
         return int(free) + self.now(), "the device"
+
+
+def release_memory() -> None:
+    """Have the C library give back what it keeps of memory that was freed, where it is one that can (glibc)."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_of_backend() -> Peak:

@@ -118,12 +118,16 @@ def _measure(
     batches: list[list[int]],
     runs: int,
     seconds: float,
+    fresh: bool,
 ) -> dict[str, Any]:
     """Run batches of the records at these places: the first once for its memory alone, then all for their times."""
+    from streamproc.estimate.memory import release_memory  # noqa: PLC0415 - as above
     from streamproc.records import Cause  # noqa: PLC0415 - as above
     from streamproc.runtime.worker import BatchFailedError  # noqa: PLC0415 - as above
 
     made = [_batch(topic, [records[place] for place in places]) for places in batches]
+    if fresh:
+        release_memory()
     try:
         peak.reset()
         failed = _run(runner, made[0])

@@ -160,10 +160,13 @@ class Prober:
             raise BackendError(f"length() of the backend {self._backend} failed: {why}")
         return int(answer["length"])
 
-    def run(self, batches: Sequence[Sequence[Record]], *, seconds: float, runs: int = RUNS) -> Ran | End:
+    def run(
+        self, batches: Sequence[Sequence[Record]], *, seconds: float, runs: int = RUNS, fresh: bool = True
+    ) -> Ran | End:
         """Run batches of one shape: the first to warm up, and all in turn for their times.
 
-        There are ``runs`` runs that count, or as many as begin within so many seconds; one at least.
+        There are ``runs`` runs that count, or as many as begin within so many seconds; one at least. With ``fresh`` the
+        C library gives back what it keeps of the batches before.
 
         Raises:
             BackendError: the backend failed on one, and not for want of memory or time.
@@ -177,6 +180,7 @@ class Prober:
             "batches": [[numbers[id(record)] for record in batch] for batch in batches],
             "runs": runs,
             "seconds": seconds,
+            "fresh": fresh,
         }
         answer = self._ask(orjson.dumps(request) + b"\n", self._batch_timeout_s, watched=True)
         if isinstance(answer, End):

@@ -44,7 +44,9 @@ class Probing(Protocol):
     def start(self) -> Any:
         """A fresh process."""
 
-    def run(self, batches: Sequence[Sequence[dict[str, Any]]], *, seconds: float, runs: int = BATCHES) -> Ran | End:
+    def run(
+        self, batches: Sequence[Sequence[dict[str, Any]]], *, seconds: float, runs: int = BATCHES, fresh: bool = True
+    ) -> Ran | End:
         """Run batches of one shape."""
 
 
@@ -234,7 +236,7 @@ class Search:
         self._prober.start()
         most = 0.0
         for size, length in order:
-            seen = self._measure(size, self._samples.near(length), 0.0)
+            seen = self._measure(size, self._samples.near(length), 0.0, fresh=False)
             most = max(most, seen.peak_bytes if isinstance(seen, Seen) else self._budget_bytes * GAP)
         return most
 
@@ -248,11 +250,11 @@ class Search:
             shapes.append((size, longest))
         return shapes
 
-    def _measure(self, size: int, longest: Sample, seconds: float) -> Seen | End:
+    def _measure(self, size: int, longest: Sample, seconds: float, *, fresh: bool = True) -> Seen | End:
         self._progress(f"{size} × {longest.length}")
         # Several, since records of one length differ in what they cost.
         batches = [self._samples.batch(size, longest.length, self._rng) for _ in range(BATCHES)]
-        ran = self._prober.run(batches, seconds=seconds)
+        ran = self._prober.run(batches, seconds=seconds, fresh=fresh)
         if isinstance(ran, End):
             return ran
         self.ran += size

@@ -96,7 +96,7 @@ def test_the_planted_memory_is_found_and_all_of_it_is_told_and_written(estimate:
     assert written["length"] == "bytes"
     assert written["memory"]["c_bytes"] == pytest.approx(BYTES_EACH, rel=0.1)
     assert written["memory"]["a_bytes"] == pytest.approx(written["measured"]["idle_bytes"], rel=0.1)
-    assert 1 <= written["kappa"] < 1.3
+    assert 1 <= written["kappa"] < 1.6
     assert written["measured"]["held_out"]["memory"] < 0.1
     assert written["fingerprint"]["backend version"] == "7"
     assert written["fingerprint"]["package numpy"]
@@ -133,7 +133,7 @@ def test_the_largest_batch_that_fits_is_found_within_5_percent_where(
 
 
 def test_a_budget_ends_it_before_the_machine_suffers(estimate: Estimate) -> None:
-    out = estimate("--memory-budget", "150MiB").stdout
+    out = estimate("--memory-budget", "150MiB", "--time-limit", "20").stdout
     assert "Memory ended the search at " in out
     assert "The budget is 150 MiB (--memory-budget): room for " in out
 

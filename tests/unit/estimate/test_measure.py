@@ -44,9 +44,12 @@ class Backend:
         self.held = 0.0
         self.now += 0.05
 
-    def run(self, batches: Sequence[Sequence[dict[str, Any]]], *, seconds: float, runs: int = 7) -> Ran | End:
+    def run(
+        self, batches: Sequence[Sequence[dict[str, Any]]], *, seconds: float, runs: int = 7, fresh: bool = True
+    ) -> Ran | End:
         assert seconds >= 0
         assert runs >= 1
+        self.held *= not fresh
         size, length = len(batches[0]), max(BYTES(it) for it in batches[0])
         grown = size * 20.0 * length**2
         needed = IDLE + grown + self.held

@@ -42,7 +42,10 @@ class Machine:
         self.held = 0.0
         self.now += 0.1
 
-    def run(self, batches: Sequence[Sequence[dict[str, Any]]], *, seconds: float, runs: int = 7) -> Ran | End:
+    def run(
+        self, batches: Sequence[Sequence[dict[str, Any]]], *, seconds: float, runs: int = 7, fresh: bool = True
+    ) -> Ran | End:
+        assert isinstance(fresh, bool)
         assert runs >= 1
         assert seconds >= 0
         size, length = len(batches[0]), max(BYTES(it) for it in batches[0])
