@@ -53,8 +53,8 @@ MAX_TIME_ERROR, MAX_MEMORY_ERROR = 0.15, 0.10
 LEAST_THROUGHPUT, BUDGET_SHARE = 0.85, 0.9
 SAMPLES, HELD_OUT_ROUNDS = 1_500, 3
 HEADROOM_MIB, LONGEST, MAX_SIZE = 64, 1_000, 256
-FIXED_SHARE = 0.2
-"""Of the stream: what each fixed size is tried with."""
+FIXED_SHARE = 0.1
+"""Of our batches, and of our records: what each fixed size is tried with, at most."""
 
 PLANTED_SETTINGS = f"""\
 name: planted
@@ -238,8 +238,8 @@ def planted(batches: int, time_limit: float) -> dict[str, Any]:
             fixed = {}
             for size in (2**power for power in range(9)):
                 settings = BatchSettings(length="bytes", max_size=size, max_bytes=1 << 30)
-                # As many records as in a share of ours; the tail of their lengths is where memory runs out.
-                tried = run(prober, made(settings, found, None), round(ours["records"] * FIXED_SHARE / size))
+                count = round(FIXED_SHARE * min(batches, ours["records"] / size))
+                tried = run(prober, made(settings, found, None), count)
                 fixed[size] = tried
                 if tried["out_of_memory"]:
                     break

@@ -26,7 +26,7 @@ from streamproc.estimate.samples import Sample, Samples
 GAP = 1.05
 """A size that fits and one that does not are near enough to each other at this ratio."""
 MAX_LENGTHS, MIN_LENGTHS = 8, 3
-LOADING_SHARE = 0.35
+LOADING_SHARE = 0.2
 """Of the time: what loading the backend again for each length may take, or there are fewer lengths."""
 HELD_OUT = 12
 AGAIN_SHARE, HELD_OUT_SHARE = 0.25, 0.25
