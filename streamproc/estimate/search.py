@@ -122,7 +122,8 @@ class Search:
         """
         begun = self._clock()
         found: list[Explored] = []
-        for left, length in zip(range(len(self._lengths), 0, -1), self._lengths, strict=True):
+        # The longest first, where memory ends: what time is left out of is the least of it.
+        for left, length in zip(range(len(self._lengths), 0, -1), reversed(self._lengths), strict=True):
             self._prober.start()
             remaining = begun + self._explore_s - (left - 1) * self._load_seconds - self._clock()
             found.append(self._explore_length(self._samples.near(length), max(remaining, 0.0) / left))
@@ -131,6 +132,7 @@ class Search:
                 f"not even the shortest record fits into {self._budget_bytes / 2**20:,.0f} MiB; give the workers more "
                 "memory, or use a smaller model"
             )
+        found.reverse()
         every = [seen for it in found for seen in it.seen]
         again = iter(self._again(every, self._again_s))
         for it in found:

@@ -79,7 +79,13 @@ def _sizes(measured: Measured) -> Iterator[str]:
     ended = sum(at.ended_by == "memory" for at in at_lengths)
     if ended:
         yield f"Memory ended the search at {ended} of {len(at_lengths)} lengths; see the table."
-    if any(at.ended_by == "time" and at.best_size == at.largest for at in at_lengths):
+    alone = sum(at.ended_by == "time" and at.largest == 1 for at in at_lengths)
+    if alone:
+        yield (
+            f"At {alone} of {len(at_lengths)} lengths there was time for single records only, which says little of memory; "
+            "do not rely on this, and measure again with a longer --time-limit."
+        )
+    elif any(at.ended_by == "time" and at.best_size == at.largest for at in at_lengths):
         yield (
             "At some lengths time ended the search while larger batches still did more a second; "
             "a longer --time-limit would find how far that goes."

@@ -110,6 +110,14 @@ def test_time_ends_the_search_of_a_length_and_leaves_enough_for_the_others() -> 
     assert machine.now < 60.0
 
 
+def test_the_longest_comes_first_since_memory_ends_there() -> None:
+    machine = Machine()
+    explored = search(machine, max_size=1).explore()
+    tried = [length for _, length in machine.sizes[: len(explored)]]
+    assert tried == sorted(tried, reverse=True)
+    assert [it.length for it in explored] == sorted(tried)
+
+
 def test_what_disturbs_the_machine_for_a_while_does_not_count() -> None:
     quiet = search(Machine(), max_size=8).explore()
     disturbed = search(Machine(disturbed=5.0, while_ran=range(4, 12)), max_size=8).explore()
