@@ -228,7 +228,7 @@ class SidecarError(StreamprocError):
 
 
 class EstimateError(StreamprocError):
-    """The file of an estimate cannot be read or written, or is none."""
+    """What batches cost cannot be measured, or the file of it cannot be read or written, or is none."""
 
 
 class InternalError(StreamprocError):

@@ -275,6 +275,11 @@ class LengthSettings(Section):
             )
         return self
 
+    @property
+    def text(self) -> str:
+        """What a length counts, in words: ``bytes``, ``backend``, ``characters of body``."""
+        return f"{self.unit} of {self.field}" if self.of == "field" else self.of
+
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """The section, whose ``of`` goes without saying where there is a field, or one word in its place."""
@@ -300,6 +305,11 @@ class BatchSettings(Section):
     max_padded: int | None = Field(default=None, ge=1)
     """Most padded length of a batch, its records times the longest, in units of `length`; a longer record runs alone.
     For models that pad: it bounds a batch's time and memory."""
+
+    @property
+    def length_text(self) -> str | None:
+        """What lengths count, in words; None where records have none."""
+        return self.length.text if self.length is not None else None
 
     @model_validator(mode="before")
     @classmethod
@@ -486,6 +496,8 @@ class Settings(Section):
     tasks: dict[Name, TaskSettings] = Field(min_length=1)
     topics_dir: SettingsPath = Path("topics")
     """Folder of the declared topics, relative to the settings file; their schemas are checked where it exists."""
+    estimates_dir: SettingsPath = Path()
+    """Folder of what `streamproc estimate` measured, `<task>.estimate.json`; that of the settings file by default."""
     http: HttpSettings = HttpSettings()
     logging: LoggingSettings = LoggingSettings()
     rebalance_drain_s: float = Field(default=10.0, ge=0)

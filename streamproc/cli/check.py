@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
@@ -20,7 +20,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from streamproc.cli.terminal import ConfigOption, JsonOption, UsageError, count_of, print_json, show, stderr
+from streamproc.cli.sample_records import samples_of
+from streamproc.cli.terminal import ConfigOption, JsonOption, count_of, print_json, show, stderr
 from streamproc.errors import BackendError, InferenceBackendLoadError, SettingsError, StreamprocError
 
 if TYPE_CHECKING:
@@ -40,10 +41,6 @@ class Finding:
     check: str
     status: str
     detail: str
-
-
-class SampleError(StreamprocError):
-    """A sample record cannot be used."""
 
 
 @app.command(
@@ -140,7 +137,7 @@ def _check(report: _Report, config: Path | None, records: Path | None, task: str
     declared = declared_topics(settings)
     report.found(_topics_finding(settings, declared))
     report.doing("samples")
-    samples = _samples(settings, declared, records, task)
+    samples = samples_of(settings, declared, records, task)
     _check_backend(report, loaded, samples)
 
 
@@ -186,64 +183,6 @@ def _task_finding(answer: dict[str, Any]) -> Finding:
         f"{count_of(records, 'sample record')} in, as many out{failed}; {per_record:.3f} ms a record; "
         f"fields: {keys}{absent}{unmeasured}",
     )
-
-
-def _samples(
-    settings: Settings, declared: dict[str, DeclaredTopic], records: Path | None, task: str | None
-) -> dict[str, list[dict[str, Any]]]:
-    """Per task, the records to run: the declared ones, which match their schemas, or those of a file.
-
-    Raises:
-        SampleError: the file holds what is no record, or what a schema of the task's input topics refuses.
-        UsageError: there is no such file or task.
-    """
-    if records is not None:
-        if task is None and len(settings.tasks) > 1:
-            raise UsageError(f"--records needs --task: one of {', '.join(settings.tasks)}")
-        name = task or next(iter(settings.tasks))
-        if name not in settings.tasks:
-            raise UsageError(f"there is no task {name}; the tasks are {', '.join(settings.tasks)}")
-        given = list(_read_records(records))
-        for topic in settings.tasks[name].input.topics:
-            if topic in declared:
-                _check_schema(declared[topic], [(f"{records}:{line}", record) for line, record in given])
-        return {name: [record for _, record in given]}
-    samples: dict[str, list[dict[str, Any]]] = {}
-    for name, it in settings.tasks.items():
-        if task in (None, name):
-            samples[name] = [
-                sample for topic in it.input.topics if topic in declared for sample in declared[topic].samples
-            ]
-    if not samples:
-        raise UsageError(f"there is no task {task}; the tasks are {', '.join(settings.tasks)}")
-    return samples
-
-
-def _read_records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read ({error.strerror}); name a file of JSON lines") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                record = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise SampleError(f"{file}:{number}: not JSON ({error.msg} at column {error.colno})") from error
-            if not isinstance(record, dict):
-                raise SampleError(f"{file}:{number}: not a JSON object; a record is an object on a line of its own")
-            yield number, record
-
-
-def _check_schema(topic: DeclaredTopic, records: list[tuple[str, dict[str, Any]]]) -> None:
-    if topic.schema_document is None:
-        return
-    from streamproc.runtime.codec import Schema  # noqa: PLC0415 - imports numpy
-
-    schema = Schema(topic.name, topic.schema_document)
-    for place, record in records:
-        if (failure := schema.check(record)) is not None:
-            raise SampleError(f"{place}: {failure.message}; mend the record or the schema")
 
 
 def _answers(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> Generator[dict[str, Any]]:

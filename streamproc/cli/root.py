@@ -25,6 +25,7 @@ DEBUG_VARIABLE = "STREAMPROC_DEBUG"
 COMMANDS = {
     "demo": ("streamproc.cli.demo", "Try it: an embedded broker, a sample model, live results."),
     "check": ("streamproc.cli.check", "Check settings, backend and sample records, without Kafka."),
+    "estimate": ("streamproc.cli.estimate", "Measure what batches cost in time and memory, and choose their limits."),
     "run": ("streamproc.cli.run", "Run the processor and its HTTP sidecar."),
     "topics": ("streamproc.cli.topics", "Compare declared topics with the cluster; create and change them."),
     "produce": ("streamproc.cli.produce", "Write JSON lines to a topic."),

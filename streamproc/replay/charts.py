@@ -30,6 +30,15 @@ class Part(NamedTuple):
     style: str
 
 
+class Curve(NamedTuple):
+    """What was seen, as dots, and what a model says of it, as a line; ``style`` is the class of its colour."""
+
+    name: str
+    style: str
+    dots: Sequence[tuple[float, float]]
+    line: Sequence[tuple[float, float]]
+
+
 class Axis(NamedTuple):
     """Where numbers stand between two ends of a line; logarithmic or linear."""
 
@@ -128,12 +137,28 @@ def differences(title: str, pairs: Sequence[tuple[float, float]]) -> str:
     return _svg(title, parts)
 
 
-def scatter(title: str, pairs: Sequence[tuple[float, float]]) -> str:
-    """Of drawable pairs the baseline's number to the right, the candidate's upwards; equal ones stand on the line."""
+def curves(title: str, x_label: str, y_unit: str, drawn: Sequence[Curve]) -> str:
+    """Curves in one frame, each named at the end of its line."""
+    every = [point for it in drawn for point in (*it.dots, *it.line)]
+    x = _axis(min(it[0] for it in every), max(it[0] for it in every), LEFT, WIDTH - RIGHT)
+    y = _axis(min(it[1] for it in every), max(it[1] for it in every), HEIGHT - BOTTOM, TOP)
+    parts = _frame(title, x, y, x_label, y_unit)
+    for it in drawn:
+        if it.line:
+            path = "L".join(f"{x.at(a):.1f} {y.at(b):.1f}" for a, b in it.line)
+            parts.append(f'<path class="line {it.style}" d="M{path}"/>')
+            end = it.line[-1]
+            parts.append(_text(x.at(end[0]) - 3, y.at(end[1]) - 4, it.name, "end"))
+        parts += [f'<circle class="{it.style}" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="2.2"/>' for a, b in it.dots]
+    return _svg(title, parts)
+
+
+def scatter(title: str, pairs: Sequence[tuple[float, float]], x_label: str = "baseline") -> str:
+    """Of drawable pairs the first number to the right, the second upwards; equal ones stand on the line."""
     low, high = _apart(min(map(min, pairs)), max(map(max, pairs)))
     x = Axis(low, high, False, LEFT, WIDTH - RIGHT)
     y = Axis(low, high, False, HEIGHT - BOTTOM, TOP)
-    parts = [*_frame(title, x, y, "baseline", "")]
+    parts = [*_frame(title, x, y, x_label, "")]
     parts.append(f'<path class="zero" d="M{x.at(low):.1f} {y.at(low):.1f}L{x.at(high):.1f} {y.at(high):.1f}"/>')
     parts += [f'<circle class="dot" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="2.5"/>' for a, b in pairs]
     return _svg(title, parts)

@@ -5,11 +5,12 @@
      "memory": {"a_bytes": 2e8, "b_bytes": 1e5, "c_bytes": 4e3, "d_bytes": 12.0}, "kappa": 1.1, "max_size": 64}
 
 ``fingerprint`` says what the model holds for; where it differs, so may the costs. ``memory`` is null where it was not
-measured.
+measured. ``measured`` says how it was; nothing is decided by it.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,13 +50,59 @@ class MemoryCoefficients(_Part):
     d_bytes: Coefficient = 0.0
 
 
+class HeldOut(_Part):
+    """Mean relative errors of predictions for shapes that nothing was fitted to; None where there was none."""
+
+    shapes: int
+    time: float | None
+    memory: float | None
+    """Of all that the process held."""
+    memory_of_batch: float | None
+    """Of what a batch added to what the idle process held."""
+
+
+class AtLength(_Part):
+    """What was found at one length."""
+
+    length: int
+    best_size: int
+    """The least size that does as many records a second as any: argmax n/T(n, L)."""
+    per_s: float
+    """Records a second at that size."""
+    largest: int
+    """The largest size that was measured."""
+    ended_by: Literal["size", "memory", "time"]
+    cut: bool
+    """Whether there was no sample of this length, and a longer one was cut."""
+
+
+class Measurement(_Part):
+    """How an estimate was made."""
+
+    application: str
+    task: str
+    at: datetime
+    memory: Literal["host", "cuda"]
+    """Whose memory it is: that of the worker's process, or of the device."""
+    idle_bytes: int
+    """What the backend held before the first batch that was measured."""
+    budget_bytes: int
+    """What it was allowed to hold."""
+    budget_source: str
+    samples: int
+    lengths: tuple[int, int]
+    """The shortest and the longest; beyond, the model is only extended."""
+    held_out: HeldOut
+    at_lengths: list[AtLength]
+
+
 class Estimate(_Part):
     """What was measured of a backend."""
 
     version: Literal[1] = 1
     """Of this format."""
-    length: str
-    """What lengths count, as the task's setting has it."""
+    length: str | None
+    """What lengths count, as the task's setting has it; null where records have none, and count as 1 long."""
     fingerprint: dict[str, str] = Field(default_factory=dict)
     """What it was measured on: backend, version, device, libraries."""
     time: TimeCoefficients
@@ -64,6 +111,9 @@ class Estimate(_Part):
     """The factor on memory within which all held-out shapes were."""
     max_size: int | None = Field(default=None, ge=1)
     """More records in a batch were not worth while."""
+    max_padded: int | None = Field(default=None, ge=1)
+    """Neither was more padded length."""
+    measured: Measurement | None = None
 
     @property
     def cost(self) -> CostModel:

@@ -36,6 +36,17 @@ class LengthError(Exception):
         super().__init__(message)
 
 
+def checked(length: object, what: str) -> int:
+    """A length as an integer from 0 to 2^40; ``what`` was measured, for sentences. Raises LengthError."""
+    if type(length) is not int:
+        if isinstance(length, bool) or not hasattr(length, "__index__"):
+            raise LengthError("NotAnInteger", f"{what} is no integer, but of type {name_of_type(length)}")
+        length = operator.index(length)
+    if not 0 <= length <= MAX_LENGTH:
+        raise LengthError("NotALength", f"{what} is {'negative' if length < 0 else 'beyond 2^40'}")
+    return length
+
+
 def of_field(field: str, unit: str) -> LengthOf:
     """The length of a field, by a unit of ``batch.length``: characters, bytes, items or value."""
 
@@ -96,7 +107,7 @@ class Meter:
             if type(record) is not dict:
                 continue
             try:
-                lengths[index] = self._checked(self._length_of(record))
+                lengths[index] = checked(self._length_of(record), self._what)
             except LengthError as error:
                 lengths[index] = UNMEASURED
                 failures.append((error.kind, shorten(str(error)), error))
@@ -105,15 +116,6 @@ class Meter:
                 message = shorten(f"{self._what} raised {name_of_type(error)}: {text_of(error)}")
                 failures.append((name_of_type(error), message, error))
         return lengths, failures
-
-    def _checked(self, length: object) -> int:
-        if type(length) is not int:
-            if isinstance(length, bool) or not hasattr(length, "__index__"):
-                raise LengthError("NotAnInteger", f"{self._what} is no integer, but of type {name_of_type(length)}")
-            length = operator.index(length)
-        if not 0 <= length <= MAX_LENGTH:
-            raise LengthError("NotALength", f"{self._what} is {'negative' if length < 0 else 'beyond 2^40'}")
-        return length
 
 
 def meter_for(setup: Mapping[str, Any], backend: object, task: str) -> Meter:

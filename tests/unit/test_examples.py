@@ -207,3 +207,19 @@ def test_the_first_backend_scores_its_texts() -> None:
 def test_the_first_backend_needs_nothing_but_python_and_streamproc() -> None:
     code = (EXAMPLES / "first_backend" / "inference.py").read_text(encoding="utf-8")
     assert set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) == {"typing", "streamproc"}
+
+
+# -- sentences
+
+
+def test_the_sentences_are_the_same_ones_for_a_seed_and_of_all_lengths() -> None:
+    from benchmarks.sentences import texts
+
+    found = texts(300, 7)
+    assert found == texts(300, 7) != texts(300, 8)
+    lengths = sorted(len(it["text"]) for it in found)
+    assert 12 <= lengths[0] < 60
+    assert 700 < lengths[-1] <= 1_000
+    assert 120 < lengths[150] < 200
+    assert {frozenset(it) for it in texts(20, 1, kind="passage")} == {frozenset({"id", "title", "text"})}
+    assert all(it["text"].endswith("?") for it in texts(20, 1, kind="query"))

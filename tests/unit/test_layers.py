@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "runtime": {*BASE, "settings", "backend", "loaders", "broker", "observe"},
     "record_lines": {"records"},
     "replay": {*BASE, "record_lines", "settings", "settings_loading", "backend", "loaders", "broker", "runtime"},
+    "estimate": {*BASE, "settings", "backend", "loaders", "runtime", "replay"},
     "simulation": {*BASE, "settings", "backend", "runtime", "replay"},
 }
 STAGES = {

@@ -1,0 +1,1 @@
+"""What a backend's batches cost, measured: probing, fitting, and telling."""

@@ -1,0 +1,129 @@
+"""How much memory a process holds, and the most that it held: of the host, or of a CUDA device.
+
+The kernel keeps the peak of a process's resident memory (VmHWM) and sets it back when told to (``clear_refs``), so that
+each batch has a peak of its own. Where it does not, the peak is the highest since the start: right as long as batches
+come in the order of their memory, as those of a probe do. Of a device the framework knows: torch counts what its
+allocator holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import resource
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+_SELF = Path("/proc/self")
+_RESET_PEAK = "5"
+
+
+class Peak(Protocol):
+    """Measures a peak."""
+
+    kind: str
+    """``host`` or ``cuda``."""
+
+    def reset(self) -> None:
+        """From here on."""
+
+    def read(self) -> int:
+        """The most bytes since then."""
+
+    def now(self) -> int:
+        """The bytes that are held now."""
+
+    def ceiling(self) -> tuple[int, str] | None:
+        """The most that this process can hold, and what says so; None where nothing does."""
+
+
+class HostPeak:
+    """This process's resident memory."""
+
+    kind = "host"
+
+    def reset(self) -> None:
+        """As ``Peak``."""
+        try:
+            (_SELF / "clear_refs").write_text(_RESET_PEAK)
+        except OSError:
+            return  # macOS, or a container that hides it: `read` gives the peak since the start
+
+    def read(self) -> int:
+        """As ``Peak``."""
+        found = _status("VmHWM")
+        if found is not None:
+            return found
+        unit = 1 if sys.platform == "darwin" else 1_024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def now(self) -> int:
+        """As ``Peak``."""
+        return psutil.Process().memory_info().rss
+
+    def ceiling(self) -> tuple[int, str] | None:
+        """As ``Peak``: by the resource limits. They count what is reserved, so what is not resident of it is less."""
+        known = psutil.Process().memory_info()
+        found = []
+        for name, limit, counted in (
+            ("RLIMIT_AS", resource.RLIMIT_AS, known.vms),
+            ("RLIMIT_DATA", resource.RLIMIT_DATA, _status("VmData")),
+        ):
+            soft = resource.getrlimit(limit)[0]
+            if soft != resource.RLIM_INFINITY and counted is not None:
+                found.append((known.rss + max(soft - counted, 0), name))
+        return min(found, default=None)
+
+
+class CudaPeak:
+    """What torch's allocator holds of its current device."""
+
+    kind = "cuda"
+
+    def __init__(self, torch: Any) -> None:
+        self._cuda = torch.cuda
+
+    def reset(self) -> None:
+        """As ``Peak``."""
+        self._cuda.reset_peak_memory_stats()
+
+    def read(self) -> int:
+        """As ``Peak``."""
+        return int(self._cuda.max_memory_reserved())
+
+    def now(self) -> int:
+        """As ``Peak``."""
+        return int(self._cuda.memory_reserved())
+
+    def ceiling(self) -> tuple[int, str] | None:
+        """As ``Peak``: what is free on the device, and what is held already."""
+        free, _ = self._cuda.mem_get_info()
+        return int(free) + self.now(), "the device"
+
+
+def release_memory() -> None:
+    """Have the C library give back what it keeps of memory that was freed, where it is one that can (glibc)."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_of_backend() -> Peak:
+    """The peak to go by, once the backend is loaded: the device's where torch holds memory on one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.memory_reserved() > 0:
+        return CudaPeak(torch)
+    return HostPeak()
+
+
+def _status(field: str) -> int | None:
+    try:
+        lines = (_SELF / "status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(found[0]) * 1_024 if found else None
