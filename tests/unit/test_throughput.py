@@ -29,8 +29,8 @@ from benchmarks.throughput_report import (
     spread,
     targets,
 )
-from tests.support.asyncs import wait_until
 from benchmarks.workloads import IMAGE_BYTES, LARGE_BYTES, SMALL_BYTES, WORKLOADS, Workload
+from tests.support.asyncs import wait_until
 from tests.unit.test_chart import SVG
 
 CONDITIONS = {
