@@ -42,6 +42,10 @@ POM = HERE / "pom.xml"
 BUILD = HERE.parent.parent / "build" / "kafka"
 LIBS = BUILD / "libs"
 HOST = "127.0.0.1"
+SMALL_JVM = ("-XX:+UseSerialGC",)
+"""For tests: little memory, few threads, up soon; stops for 10 to 200 ms now and then to collect garbage."""
+QUIET_JVM = ("-XX:+UseSerialGC", "-XX:+AlwaysPreTouch", "-Xmn3g")
+"""For measuring latencies: garbage is not collected for minutes, and no page is touched for the first time."""
 MINIMUM_JAVA = 17
 
 # Not secrets: the users of a broker that listens on loopback and lives as long as a test.
@@ -164,7 +168,8 @@ class KafkaCluster:
 
     ``ports`` are those of the plain-text listeners, one a node; None takes free ones. With ``sasl`` each node has a
     second listener (SASL_PLAINTEXT; PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; user ``SASL_USER``) ten ports higher.
-    ``properties`` go over the defaults of ``server.properties``. Nodes count from 1.
+    ``properties`` go over the defaults of ``server.properties``. Nodes count from 1. ``jvm_options`` choose the
+    collector of each node, ``heap_mb`` its heap.
 
     ``extra_listeners`` gives further plain-text listeners by name, each with the port that a node advertises for it:
     ``{"R1": {1: 7001, 2: 7002}}``. Whoever asks there is sent to the advertised ports, behind which the caller has a
@@ -184,6 +189,7 @@ class KafkaCluster:
         sasl: bool = False,
         detached: bool = False,
         heap_mb: int = 512,
+        jvm_options: Sequence[str] = SMALL_JVM,
         extra_listeners: Mapping[str, Mapping[int, int]] | None = None,
     ) -> None:
         if nodes < 1:
@@ -195,6 +201,7 @@ class KafkaCluster:
         self.sasl = sasl
         self.detached = detached
         self.heap_mb = heap_mb
+        self.jvm_options = tuple(jvm_options)
         self.properties = dict(properties or {})
         self.extra_listeners = {name: dict(advertised) for name, advertised in (extra_listeners or {}).items()}
         if any(set(advertised) != set(self._node_ids()) for advertised in self.extra_listeners.values()):
@@ -234,6 +241,7 @@ class KafkaCluster:
         cluster._controller_ports = state["controller_ports"]
         cluster._cluster_id = state["cluster_id"]
         cluster.heap_mb = state["heap_mb"]
+        cluster.jvm_options = tuple(state["jvm_options"])
         return cluster
 
     def __enter__(self) -> Self:
@@ -378,6 +386,7 @@ class KafkaCluster:
             "properties": self.properties,
             "sasl": self.sasl,
             "heap_mb": self.heap_mb,
+            "jvm_options": self.jvm_options,
             "cluster_id": self._cluster_id,
             "version": kafka_version(),
         }
@@ -458,8 +467,9 @@ class KafkaCluster:
 
     def _spawn(self, node: int, java: str, libs: Path) -> None:
         home = self._home(node)
+        start_mb = self.heap_mb if self.jvm_options == QUIET_JVM else min(self.heap_mb, 256)
         command = [
-            *(java, f"-Xms{min(self.heap_mb, 256)}m", f"-Xmx{self.heap_mb}m", "-XX:+UseSerialGC", "-Xshare:auto"),
+            *(java, f"-Xms{start_mb}m", f"-Xmx{self.heap_mb}m", *self.jvm_options, "-Xshare:auto"),
             # Where it unpacks its compression libraries: a killed node leaves them there, and they go with the data.
             f"-Djava.io.tmpdir={home}",
             *("-Djava.awt.headless=true", f"-Dlog4j2.configurationFile={home / 'log4j2.properties'}"),

@@ -33,8 +33,9 @@ def result(number: int, due_ns: int) -> bytes:
 @given(st.integers(0, 10**8), st.integers(0, 10**15))
 def test_a_result_tells_its_number_and_when_it_was_due(number: int, due_ns: int) -> None:
     assert len(latency.value(number, due_ns)) == latency.VALUE_BYTES
-    assert latency.read_back(result(number, due_ns), wrapped=True) == (number, due_ns)
-    assert latency.read_back(latency.value(number, due_ns), wrapped=False) == (number, due_ns)
+    for one, wrapped in ((result(number, due_ns), True), (latency.value(number, due_ns), False)):
+        numbers, dues = latency.read_back([one, one], wrapped=wrapped)
+        assert (list(numbers), list(dues)) == ([number] * 2, [due_ns] * 2)
 
 
 def test_every_result_that_is_missing_twice_or_damaged_is_told() -> None:
