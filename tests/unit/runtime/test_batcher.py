@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamproc.records import Batch, Lease, Span
-from streamproc.runtime.batcher import Batcher, Target
+from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.cost import CostModel
 from streamproc.runtime.online_cost import GUESS, OnlineCost
 from streamproc.settings import BatchSettings
@@ -112,14 +112,13 @@ MODEL = CostModel(alpha_ms=5.0, beta_ms=0.02, gamma_ms=0.002, delta_ms=2e-6, a_b
 STRATEGIES = ["fifo", "bucketed", "exact"]
 
 
-def measured(*, target: Target | None = None, memory: float | None = None, **limits: object) -> Batcher:
+def measured(*, memory: float | None = None, **limits: object) -> Batcher:
     return Batcher(
         "text",
         BatchSettings.model_validate({"length": "bytes", **limits}),
         itertools.count(1).__next__,
         cost=OnlineCost(MODEL, calibrated=True),
         memory_budget_bytes=memory,
-        target=target,
     )
 
 
@@ -198,7 +197,7 @@ def test_a_guess_knows_of_no_knee() -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_target_closes_a_window_before_it_is_too_late(strategy: str) -> None:
-    it = measured(strategy=strategy, max_wait_ms=1_000, target=Target(latency_s=0.1, margin_s=0.01))
+    it = measured(strategy=strategy, max_wait_ms=1_000, target_latency_ms=100, target_margin_ms=10)
     it.add(of_lengths(0, [1_000], arrived_at=1.0))
     latest = 1.0 + 0.1 - 0.01 - MODEL.time_ms(1, 1_000) / 1_000
     assert it.deadline == pytest.approx(latest)
@@ -209,7 +208,7 @@ def test_a_target_closes_a_window_before_it_is_too_late(strategy: str) -> None:
 
 
 def test_a_wait_that_ends_before_the_target_ends_the_window() -> None:
-    it = measured(max_wait_ms=10, target=Target(latency_s=5.0))
+    it = measured(max_wait_ms=10, target_latency_ms=5_000)
     it.add(of_lengths(0, [10], arrived_at=1.0))
     assert it.deadline == 1.01
     assert it.due(1.01, backlog=False) == "wait"
