@@ -289,7 +289,7 @@ class LengthSettings(Section):
 
 
 class BatchSettings(Section):
-    """Which records go together in a batch, and when it closes: at the first of size, bytes and wait."""
+    """Which records go together in a batch, and when it closes: when it is full, has waited, or would be late."""
 
     strategy: Literal["none", "fifo", "bucketed", "exact"] = "fifo"
     """`none`: each record alone; `fifo`: in order of arrival; `bucketed`, `exact`: with others of about its length, to
