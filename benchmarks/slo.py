@@ -242,8 +242,8 @@ def show(figures: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, show, and check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=20_000, help="records of each simulated stream")
-    parser.add_argument("--seeds", type=int, default=3, help="streams of each distribution")
+    parser.add_argument("--records", type=int, default=6_000, help="records of each simulated stream")
+    parser.add_argument("--seeds", type=int, default=2, help="streams of each distribution")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each real run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     options = parser.parse_args()
