@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.sentences import EXAMPLE, environment, texts
-from streamproc.estimate.budget import Budget, machine_bytes
 from streamproc.estimate.fit import Seen
 from streamproc.estimate.measure import measure
 from streamproc.estimate.prober import End, Prober
@@ -43,6 +42,7 @@ from streamproc.estimate.search import Search
 from streamproc.records import Lease, Record, Span, TopicPartition
 from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.estimate_file import Estimate, read_estimate
+from streamproc.runtime.memory_budget import Budget, machine_bytes
 from streamproc.runtime.online_cost import OnlineCost
 from streamproc.settings import BatchSettings, LengthSettings
 from streamproc.settings_loading import load_settings

@@ -50,7 +50,7 @@ def main() -> None:
         begun = time.perf_counter()
         known = set(sys.modules)
         length_of, runner = _load(setup)
-        from streamproc.estimate.memory import peak_of_backend  # noqa: PLC0415 - as in _load
+        from streamproc.runtime.peak_memory import peak_of_backend  # noqa: PLC0415 - as in _load
         from streamproc.runtime.worker import BatchFailedError  # noqa: PLC0415 - as above
 
         with contextlib.suppress(BatchFailedError):  # what fails here fails again when it is measured
@@ -125,8 +125,8 @@ def _measure(
     fresh: bool,
 ) -> dict[str, Any]:
     """Run batches of the records at these places: the first once for its memory alone, then all for their times."""
-    from streamproc.estimate.memory import release_memory  # noqa: PLC0415 - as above
     from streamproc.records import Cause  # noqa: PLC0415 - as above
+    from streamproc.runtime.peak_memory import release_memory  # noqa: PLC0415 - as above
     from streamproc.runtime.worker import BatchFailedError  # noqa: PLC0415 - as above
 
     made = [_batch(topic, [records[place] for place in places]) for places in batches]

@@ -65,6 +65,10 @@ class Metrics:
         self.batch_padding = self._histogram("streamproc_batch_padding_ratio")
         self.batch_wait = self._histogram("streamproc_batch_wait_seconds")
         self.batch_wall = self._histogram("streamproc_batch_wall_seconds")
+        self.time_over_predicted = self._histogram("streamproc_batch_time_over_predicted_ratio")
+        self.memory_over_predicted = self._histogram("streamproc_batch_memory_over_predicted_ratio")
+        self.memory_factor = self._gauge("streamproc_memory_factor_ratio")
+        self.out_of_memory = self._counter("streamproc_batches_out_of_memory_total")
         self.step = self._histogram("streamproc_step_seconds")
         self.codec = self._histogram("streamproc_codec_seconds")
         self.in_flight_records = self._gauge("streamproc_in_flight_records")
@@ -169,6 +173,11 @@ class TaskMetrics:
         self.batch_fill = metrics.batch_fill.labels(task)
         self.batch_wait = metrics.batch_wait.labels(task)
         self.batch_wall = metrics.batch_wall.labels(task)
+        self.time_over_predicted = metrics.time_over_predicted.labels(task)
+        self.memory_over_predicted = metrics.memory_over_predicted.labels(task)
+        self.memory_factor = metrics.memory_factor.labels(task)
+        self.memory_factor.set(1.0)
+        self.out_of_memory = metrics.out_of_memory.labels(task)
         self.steps: dict[Step, Histogram] = {step: metrics.step.labels(task, step) for step in STEPS}
         self.decode = metrics.codec.labels(task, "decode")
         self.encode = metrics.codec.labels(task, "encode")
@@ -202,6 +211,13 @@ class TaskMetrics:
         self.batch_wait.observe(now - batch.opened_at)
         for span in batch.spans:
             self.record_queue.observe(now - span.arrived_at, len(span.records))
+
+    def predicted(self, batch: Batch, wall_ms: float, peak_bytes: float | None) -> None:
+        """Compare what a batch took with what was predicted of it."""
+        if batch.predicted_ms:
+            self.time_over_predicted.observe(wall_ms / batch.predicted_ms)
+        if batch.predicted_bytes and peak_bytes is not None:
+            self.memory_over_predicted.observe(peak_bytes / batch.predicted_bytes)
 
     def steps_ran(self, times_ms: Mapping[str, float | None]) -> None:
         """Take a batch's ``execution_times`` in milliseconds, by packflow's names; a step that did not run has none."""

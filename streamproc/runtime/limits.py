@@ -7,11 +7,20 @@ of a cost model is negative. So whether a record of length ℓ may join n others
 
 A record that does not fit alone (``n_max`` is 0, or its bytes are too many) still runs, alone, unless its task refuses
 it before; no batch is ever empty.
+
+Where a batch of n records of length L ran out of memory, batches have at most four fifths of its n·m(L) from then on,
+whatever was predicted, and a little more again with each batch that runs. That needs no estimate: where none says
+what a record takes, m(L) is its length, or 1.
 """
 
 from __future__ import annotations
 
-from streamproc.runtime.online_cost import OnlineCost
+from math import inf
+
+from streamproc.runtime.online_cost import OUT_OF_MEMORY_FACTOR, OnlineCost
+
+RECOVERY = 1.0001
+"""What is allowed after an out-of-memory grows by this with each batch that runs: by a quarter in 2,200."""
 
 
 class Limits:
@@ -40,17 +49,26 @@ class Limits:
         self.max_bytes = max_bytes
         self.max_padded = max_padded
         self._cost = cost
-        self._budget_bytes = memory_budget_bytes
-        self.by_length = max_padded is not None or memory_budget_bytes is not None
+        self.budget_bytes = memory_budget_bytes
+        model = None if cost is None else cost.model
+        self._by_model = model is not None and (model.b_bytes or model.c_bytes or model.d_bytes) > 0
+        self._load_limit = inf
+        """The most n·m(L), since a batch ran out of memory."""
+
+    @property
+    def by_length(self) -> bool:
         """Whether lengths limit anything."""
+        return self.max_padded is not None or self.budget_bytes is not None or self._load_limit < inf
 
     def n_max(self, length: int) -> int:
         """The most records that a batch padded to this length may have; 0 where a record does not fit alone."""
         most = self.max_size
         if self.max_padded is not None and length > 0:
             most = min(most, self.max_padded // length)
-        if self._budget_bytes is not None and self._cost is not None:
-            most = min(most, self._by_memory(self._cost, self._budget_bytes, length))
+        if self.budget_bytes is not None and self._cost is not None:
+            most = min(most, self._by_memory(self._cost, self.budget_bytes, length))
+        if self._load_limit < inf and (load := self._load(length)) > 0:
+            most = min(most, max(int(self._load_limit / load), 1))
         return most
 
     def rule(self, length: int) -> str:
@@ -63,6 +81,25 @@ class Limits:
     def fits_alone(self, length: int, size_bytes: int) -> bool:
         """Whether a record by itself is within the limits."""
         return size_bytes <= self.max_bytes and self.n_max(length) > 0
+
+    def ran(self) -> None:
+        """A batch ran."""
+        self._load_limit *= RECOVERY
+
+    def out_of_memory(self, size: int, length: int) -> None:
+        """A batch of this shape ran out of memory: from now on at most four fifths of it."""
+        if (load := size * self._load(length)) > 0:
+            self._load_limit = min(self._load_limit, load / OUT_OF_MEMORY_FACTOR)
+
+    def forgive(self) -> None:
+        """It did for one record that does so alone: take ``out_of_memory`` back."""
+        self._load_limit *= OUT_OF_MEMORY_FACTOR
+
+    def _load(self, length: int) -> float:
+        """m(L)."""
+        if self._by_model and self._cost is not None:
+            return self._cost.model.record_bytes(length)
+        return max(length, 1)
 
     def _by_memory(self, cost: OnlineCost, budget_bytes: float, length: int) -> int:
         model = cost.model

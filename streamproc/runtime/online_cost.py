@@ -8,7 +8,9 @@ gets negative, and one that was left out of the model (zero) stays out. The mode
 where batches of one shape alone say nothing about a coefficient, it returns slowly to what it was.
 
 Memory: κ is what predictions are multiplied by. It rises at once to what was seen over what was predicted, and by a
-quarter where memory ran out; it decays slowly to the factor of the calibration.
+quarter where memory ran out; it decays slowly to the factor of the calibration. What a worker holds is compared with
+the most that was predicted of any batch that its process ran: an allocator keeps of a large batch what it then holds
+beside a small one.
 """
 
 from __future__ import annotations
@@ -86,15 +88,18 @@ class OnlineCost:
             self._target[index] = FORGETTING * self._target[index] + own + keep
         self._solve()
 
-    def observe_memory(self, size: int, length: int, seen_bytes: float) -> None:
-        """A batch of that shape needed so much at its peak."""
-        predicted = self.model.memory_bytes(size, length)
+    def observe_memory(self, model_bytes: float, seen_bytes: float) -> None:
+        """A worker held so much at its peak, where ``model``, without κ, has so much for the largest that it ran."""
         decayed = self._floor + (self.kappa - self._floor) * DECAY
-        self.kappa = max(decayed, seen_bytes / predicted) if predicted > 0 else decayed
+        self.kappa = max(decayed, seen_bytes / model_bytes) if model_bytes > 0 else decayed
 
     def out_of_memory(self) -> None:
         """A batch ran out of memory: be more careful from now on."""
         self.kappa *= OUT_OF_MEMORY_FACTOR
+
+    def forgive(self) -> None:
+        """It was a record that runs out of memory alone, and no matter of how many there are."""
+        self.kappa = max(self._floor, self.kappa / OUT_OF_MEMORY_FACTOR)
 
     def memory_bytes(self, size: int, length: int) -> float:
         """The memory to expect, κ included."""
