@@ -217,7 +217,7 @@ class Measured(Identity):
 
 
 class Padding(InferenceBackend):
-    """Pads like an attention model, to the longest ``pad``: n records take 4·n·L² bytes, and there are ROOM_MB of it."""
+    """Pads like an attention model, to the longest ``pad``: n records take 4·n·L² bytes, and ROOM_MB there are."""
 
     def initialize(self) -> None:
         """Take the limit from here on."""
