@@ -179,8 +179,8 @@ def _batches() -> tuple[MetricSpec, ...]:
             group,
             "histogram",
             "batch_memory_over_predicted_ratio",
-            "Most memory that a worker held during a batch over what was predicted of it; where the task has an "
-            "estimate of memory.",
+            "Most memory that a worker held during a batch over what was predicted of the largest that its process has "
+            "run; where the task has an estimate of memory.",
             "task",
             unit="ratio",
             buckets=PREDICTION_BUCKETS,
@@ -189,7 +189,7 @@ def _batches() -> tuple[MetricSpec, ...]:
             group,
             "gauge",
             "memory_factor_ratio",
-            "What predictions of memory are multiplied by; it rises when batches need more, or run out.",
+            "What predictions of memory are multiplied by; it rises when workers hold more than predicted.",
             "task",
             unit="ratio",
         ),

@@ -212,13 +212,6 @@ class TaskMetrics:
         for span in batch.spans:
             self.record_queue.observe(now - span.arrived_at, len(span.records))
 
-    def predicted(self, batch: Batch, wall_ms: float, peak_bytes: float | None) -> None:
-        """Compare what a batch took with what was predicted of it."""
-        if batch.predicted_ms:
-            self.time_over_predicted.observe(wall_ms / batch.predicted_ms)
-        if batch.predicted_bytes and peak_bytes is not None:
-            self.memory_over_predicted.observe(peak_bytes / batch.predicted_bytes)
-
     def steps_ran(self, times_ms: Mapping[str, float | None]) -> None:
         """Take a batch's ``execution_times`` in milliseconds, by packflow's names; a step that did not run has none."""
         for step, histogram in self.steps.items():

@@ -67,6 +67,14 @@ def batch_plans(settings: Settings, environ: Mapping[str, str]) -> dict[str, Bat
             log.warning("%s", found.warning)
         if plan.estimate is not None:
             log.info("task %s: %s", task, described(plan))
+        if plan.budget is not None and plan.estimate is not None:
+            least_bytes = plan.estimate.kappa * plan.estimate.cost.memory_bytes(1, 0)
+            if least_bytes > plan.budget.size_bytes:
+                log.warning(
+                    "task %s: a worker is predicted to hold %d MiB with the least batch, and the memory budget is "
+                    "%d MiB (%s): no record fits it; raise the budget, or run `streamproc estimate --task %s` again",
+                    *(task, int(least_bytes) >> 20, plan.budget.size_bytes >> 20, plan.budget.source, task),
+                )
         if plan.budget is None and plan.batch.memory_budget_mb is not None:
             log.warning(
                 "task %s: batch.memory_budget_mb limits nothing, since no estimate says what memory a batch takes; "

@@ -197,16 +197,12 @@ class Batcher:
         if batch.attempt > 1 or batch.size == 1 or batch.size > max(self._limits.n_max(length), 1):
             return None
         self._limits.out_of_memory(batch.size, length)
-        if self._cost is not None:
-            self._cost.out_of_memory()
         return max(self._limits.n_max(length), 1)
 
     def forgive(self, batch: Batch) -> None:
         """This one record of a batch that ran out of memory does so alone: the batch was not too large."""
         if batch.attempt > 1:
             self._limits.forgive()
-            if self._cost is not None:
-                self._cost.forgive()
 
     @property
     def cost(self) -> OnlineCost | None:

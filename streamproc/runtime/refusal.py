@@ -35,7 +35,7 @@ class Refusal:
         elif limits.max_padded is not None and length > limits.max_padded:
             why = f"its length is {length}, and batch.max_padded is {limits.max_padded}"
         else:
-            predicted = 0.0 if cost is None else cost.memory_bytes(1, length)
+            predicted = 0.0 if cost is None else cost.floor * cost.model.memory_bytes(1, length)
             why = (
                 f"by itself it is predicted to need {predicted:.0f} bytes of memory, its length being {length}, and a "
                 f"worker may hold {limits.budget_bytes or 0:.0f}"

@@ -391,7 +391,8 @@ class TaskStream:
         self.last = (report, reply.wall_ms)
         self.batcher.ran(batch, reply.wall_ms)
         self._observe_memory(reply)
-        metrics.predicted(batch, reply.wall_ms, reply.peak_bytes)
+        if batch.predicted_ms:
+            metrics.time_over_predicted.observe(reply.wall_ms / batch.predicted_ms)
         results = reply.statuses.count(Status.RESULT)
         self._report(report, reply, results, batch.size - results)
         start = 0
@@ -407,14 +408,13 @@ class TaskStream:
         if cost is None or estimate is None or reply.peak_bytes is None or not reply.batch.model_bytes:
             return
         if reply.peak_of == (estimate.measured.memory if estimate.measured is not None else "host"):
+            self._metrics.memory_over_predicted.observe(reply.peak_bytes / (cost.kappa * reply.model_bytes))
             self.batcher.held(reply.model_bytes, reply.peak_bytes)
             self._metrics.memory_factor.set(cost.kappa)
 
     def _on_out_of_memory(self, batch: Batch) -> None:
         self._metrics.out_of_memory.inc()
         most = self.batcher.out_of_memory(batch)
-        if self.batcher.cost is not None:
-            self._metrics.memory_factor.set(self.batcher.cost.kappa)
         if most is not None:
             padded = "" if batch.longest is None else f" padded to {batch.longest}"
             log.warning(

@@ -142,6 +142,14 @@ def test_a_budget_that_nothing_can_keep_is_warned_of(tmp_path: Path, caplog: pyt
     assert "run `streamproc estimate --task text`" in caplog.text
 
 
+def test_a_model_that_leaves_no_room_for_a_batch_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, memory=MemoryCoefficients(a_bytes=100 * MIB))
+    batch_plans(settings(tmp_path, memory_budget_mb=120), {})
+    assert (
+        "to hold 150 MiB with the least batch, and the memory budget is 120 MiB (batch.memory_budget_mb)" in caplog.text
+    )
+
+
 def test_the_log_says_which_estimate_is_used_and_what_differs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, fingerprint={"backend": "other:Backend"})
     with caplog.at_level(logging.INFO):

@@ -189,12 +189,6 @@ def test_kappa_rises_at_once_to_what_was_seen() -> None:
     assert it.memory_bytes(10, 10) == 3_000
 
 
-def test_running_out_of_memory_raises_kappa_by_a_quarter() -> None:
-    it = OnlineCost(MEMORY, kappa=1.2)
-    it.out_of_memory()
-    assert it.kappa == pytest.approx(1.5)
-
-
 def test_kappa_comes_back_slowly_and_never_below_the_calibrations() -> None:
     it = OnlineCost(MEMORY, kappa=1.1)
     it.observe_memory(2_000, 4_000)
@@ -205,14 +199,6 @@ def test_kappa_comes_back_slowly_and_never_below_the_calibrations() -> None:
         it.observe_memory(2_000, 1.0)
     assert it.kappa == pytest.approx(1.1)
     assert it.kappa >= 1.1
-
-
-def test_out_of_memory_is_taken_back_but_not_below_the_calibration() -> None:
-    it = OnlineCost(MEMORY, kappa=1.2)
-    it.out_of_memory()
-    it.forgive()
-    it.forgive()
-    assert it.kappa == pytest.approx(1.2)
 
 
 @given(
@@ -250,6 +236,22 @@ def test_after_an_out_of_memory_batches_grow_again_slowly() -> None:
     limits.out_of_memory(50, 1)
     limits.forgive()
     assert limits.n_max(1) == 50
+
+
+def test_out_of_memory_leaves_room_beside_a_model_that_is_most_of_the_budget() -> None:
+    cost = OnlineCost(CostModel(1.0, a_bytes=850, b_bytes=1))
+    limits = Limits(100, 100, cost=cost, memory_budget_bytes=900)
+    assert limits.n_max(1) == 50
+    limits.out_of_memory(50, 1)
+    assert limits.n_max(1) == 40
+
+
+def test_whether_a_record_fits_alone_does_not_change_with_what_is_seen() -> None:
+    cost = OnlineCost(CostModel(1.0, a_bytes=850, b_bytes=1))
+    limits = Limits(100, 100, cost=cost, memory_budget_bytes=900)
+    cost.observe_memory(851, 1_000)
+    assert limits.n_max(1) == 0
+    assert limits.fits_alone(1, 1)
 
 
 def test_a_kappa_below_one_is_refused() -> None:
