@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import orjson
 import yaml
 
+from streamproc.runtime.heap import keep_freed_memory
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,6 +39,7 @@ def main() -> None:
     """The child's entry."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    keep_freed_memory()  # as a worker does: it is part of what one holds
     # Ctrl-C reaches the whole terminal group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
