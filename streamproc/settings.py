@@ -20,6 +20,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     SecretStr,
     StringConstraints,
+    ValidationError,
     ValidationInfo,
     model_validator,
 )
@@ -288,6 +289,29 @@ class LengthSettings(Section):
         return {"anyOf": [{"enum": list(cls.short_forms), "type": "string"}, section]}
 
 
+BatchSize = Annotated[int, Field(ge=1, le=100_000)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Milliseconds = Annotated[float, Field(ge=0)]
+Oversized = Literal["alone", "dead_letter"]
+
+
+class BatchDefaults(Section):
+    """Limits of the batches of every task that does not set its own."""
+
+    max_size: BatchSize | None = None
+    """`max_size` of tasks that set none."""
+    max_wait_ms: Milliseconds | None = None
+    """`max_wait_ms` of tasks that set none."""
+    max_bytes: AtLeastOne | None = None
+    """`max_bytes` of tasks that set none."""
+    max_padded: AtLeastOne | None = None
+    """`max_padded` of tasks that set none and have a `length`."""
+    memory_budget_mb: AtLeastOne | None = None
+    """`memory_budget_mb` of tasks that set none."""
+    oversized: Oversized | None = None
+    """`oversized` of tasks that do not set it."""
+
+
 class BatchSettings(Section):
     """Which records go together in a batch, and when it closes: when it is full, has waited, or would be late."""
 
@@ -296,19 +320,25 @@ class BatchSettings(Section):
     pad little, the one by buckets, the other by a plan of the 512 oldest. By default bucketed where `length` is set."""
     length: LengthSettings | None = None
     """What a record is padded by in a batch; null: lengths play no part."""
-    max_size: int = Field(default=64, ge=1, le=100_000)
-    """Most records in a batch."""
-    max_wait_ms: float = Field(default=20.0, ge=0)
+    max_size: BatchSize = 64
+    """Most records in a batch; where it is not set and there is an estimate of the task, the estimate's."""
+    max_wait_ms: Milliseconds = 20.0
     """Longest time that a record waits for others while a worker is free."""
-    max_bytes: int = Field(default=4_194_304, ge=1)
-    """Most bytes of values in a batch; a larger record runs alone."""
-    max_padded: int | None = Field(default=None, ge=1)
-    """Most padded length of a batch, its records times the longest, in units of `length`; a longer record runs alone.
-    For models that pad: it bounds a batch's time and memory."""
+    max_bytes: AtLeastOne = 4_194_304
+    """Most bytes of values in a batch."""
+    max_padded: AtLeastOne | None = None
+    """Most padded length of a batch, its records times the longest, in units of `length`. For models that pad: it
+    bounds a batch's time and memory. Where it is not set and there is an estimate of the task, the estimate's."""
+    memory_budget_mb: AtLeastOne | None = None
+    """Most memory, in MiB, that a worker may hold while it runs a batch, the model's weights included, as the task's
+    estimate predicts it. By default, where there is an estimate, 90 % of `pool.max_worker_memory_mb`, or else of what
+    the estimate found, or of the machine's or the control group's share of a worker here, if that is less."""
+    oversized: Oversized = "alone"
+    """A record that fits no batch, for its bytes, its length or its memory, runs `alone` or becomes a `dead_letter`."""
     target_latency_ms: float | None = Field(default=None, gt=0)
     """A latency to keep: a record's result is to be there so long after its arrival in the processor. Windows close in
     time for it, by what batches are found to take; which records kept it is counted."""
-    target_margin_ms: float = Field(default=2.0, ge=0)
+    target_margin_ms: Milliseconds = 2.0
     """Kept from the target for what predictions leave out: the way to the worker and back."""
 
     @property
@@ -516,6 +546,7 @@ class Settings(Section):
     kafka: KafkaSettings = KafkaSettings()
     backend: BackendSettings
     pool: PoolSettings = PoolSettings()
+    batch: BatchDefaults = BatchDefaults()
     tasks: dict[Name, TaskSettings] = Field(min_length=1)
     topics_dir: SettingsPath = Path("topics")
     """Folder of the declared topics, relative to the settings file; their schemas are checked where it exists."""
@@ -527,6 +558,15 @@ class Settings(Section):
     """How long records in flight may take to finish when their partition moves to another replica."""
     shutdown_timeout_s: float = Field(default=30.0, gt=0)
     """How long records in flight may take to finish after SIGTERM, before the processor exits without them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_take_what_the_application_says_of_batches(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("batch"), dict) or not data["batch"]:
+            return data
+        if not isinstance(tasks := data.get("tasks"), dict):
+            return data
+        return {**data, "tasks": {name: _with_batch_defaults(task, data["batch"]) for name, task in tasks.items()}}
 
     @model_validator(mode="after")
     def _topics_do_not_collide(self) -> Self:
@@ -614,6 +654,20 @@ class Settings(Section):
     def group_of(self, task: str) -> str:
         """The consumer group of a task."""
         return f"{self.name}.{task}"
+
+
+def _with_batch_defaults(task: Any, defaults: dict[str, Any]) -> Any:
+    """A task's data, with these where its own section ``batch`` says nothing; what is wrong with them is theirs."""
+    own = task.get("batch", {}) if isinstance(task, dict) else None
+    if not isinstance(own, dict):
+        return task
+    try:
+        known = BatchDefaults.model_validate(defaults).model_dump(exclude_none=True)
+    except ValidationError:
+        return task
+    if own.get("length") is None:
+        known.pop("max_padded", None)
+    return {**task, "batch": {**known, **own}}
 
 
 class TaskTopics(Section):

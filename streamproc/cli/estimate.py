@@ -226,7 +226,7 @@ def _measure(
 
 
 def _budget(settings: Settings, ceiling: tuple[int, str] | None, option_bytes: int | None, *, on_device: bool) -> Any:
-    from streamproc.estimate.budget import Budget, budget_of, group_bytes, machine_bytes  # noqa: PLC0415 - as above
+    from streamproc.runtime.memory_budget import Budget, budget_of, group_bytes, machine_bytes  # noqa: PLC0415 - as above
 
     if on_device and option_bytes is None and ceiling is not None:
         return Budget(*ceiling)  # the host's limits say nothing of a device's memory

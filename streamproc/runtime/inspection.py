@@ -7,6 +7,7 @@ wait while no batch was executed for longer than one may compute, or offsets wai
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -15,6 +16,7 @@ from streamproc.observe.metric_table import WorkerState
 from streamproc.observe.metrics import package_version
 from streamproc.observe.status import (
     CircuitStatus,
+    CostStatus,
     LastBatch,
     MeasurerStatus,
     PartitionStatus,
@@ -240,6 +242,23 @@ class Inspector:
                 retried=task.counts.retried,
             ),
             last_batch=self._last_batch(task),
+            cost=self._cost(task),
+        )
+
+    @staticmethod
+    def _cost(task: TaskStream) -> CostStatus | None:
+        cost, plan = task.batcher.cost, task.plan
+        if cost is None:
+            return None
+        return CostStatus(
+            trusted=cost.trusted,
+            **asdict(cost.model),
+            kappa=cost.kappa,
+            estimate=None if plan.path is None else str(plan.path),
+            memory_budget_mb=None if plan.budget is None else round(plan.budget.size_bytes / 1_048_576, 1),
+            memory_budget_source=None if plan.budget is None else plan.budget.source,
+            max_size=plan.batch.max_size,
+            max_padded=plan.batch.max_padded,
         )
 
     @staticmethod

@@ -45,6 +45,7 @@ from streamproc.records import Cause, Failure, Status
 from streamproc.runtime.child import child_main, start_failure
 from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_all, shorten
 from streamproc.runtime.failures import encode_failure
+from streamproc.runtime.peak_memory import Peak, peak_of_backend
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
     MAX_REPLY_VALUE_BYTES,
@@ -300,6 +301,9 @@ class Worker:
         self._logged: set[tuple[str, str, str]] = set()
         self._ready = False
         self._ready_checked = 0.0
+        self._peak: Peak | None = None
+        self._highest = 0
+        """The highest peak so far, for where peaks cannot be told apart."""
 
     def serve(self) -> int:
         """Run until the parent says stop; the process's exit code."""
@@ -334,6 +338,7 @@ class Worker:
             self._runners[name] = TaskRunner(name, runner, **task, base_dir=backend["base_dir"])
             if warmup:
                 _warm_up(name, runner, warmup)
+        self._peak = peak_of_backend()
 
     def _wait_for_frame(self) -> bool:
         if self._ready and not self._has_ready:
@@ -363,6 +368,7 @@ class Worker:
             frame.body = self._inbound[head["slot"]].view(size)
         count = sum(span[2] for span in head["spans"])
         started = time.monotonic()
+        apart = self._peak is not None and self._peak.reset()
         try:
             body = decode_batch(frame.body, count)
             payload = memoryview(frame.body)[24 * count :]
@@ -373,7 +379,7 @@ class Worker:
             write_frame(self._connection, Kind.FAILED, {"id": head["id"], "failure": asdict(failure)})
             out_of_memory = failure.cause is Cause.OOM
         else:
-            self._reply(head["id"], started, reply)
+            self._reply(head["id"], started, reply, self._peak_bytes(apart=apart))
             out_of_memory = False
         if out_of_memory:
             gc.collect()  # what the traceback held of the batch, before the next one needs its place
@@ -395,12 +401,23 @@ class Worker:
         except BaseException:  # noqa: BLE001 - an exception of the user's may be unfit for printing
             log.log(level, "task %s: the first of these: %s", task, failure.message)
 
-    def _reply(self, batch_id: int, started: float, reply: Reply) -> None:
+    def _peak_bytes(self, *, apart: bool) -> int | None:
+        """The most that was held since the batch began; None where that is not known."""
+        if self._peak is None:
+            return None
+        seen = self._peak.read()
+        known = apart or seen > self._highest
+        self._highest = max(self._highest, seen)
+        return seen if known else None
+
+    def _reply(self, batch_id: int, started: float, reply: Reply, peak_bytes: int | None) -> None:
         head: dict[str, Any] = {
             "id": batch_id,
             "metrics": orjson.Fragment(reply.metrics),
             "decode_ms": reply.codec_ms[0],
             "encode_ms": reply.codec_ms[1],
+            "peak_bytes": peak_bytes,
+            "peak_of": None if self._peak is None else self._peak.kind,
             "wall_ms": (time.monotonic() - started) * 1_000,
         }
         parts, size = reply_parts(reply.statuses, reply.values)

@@ -119,6 +119,25 @@ def test_a_script_gets_json_of_a_failure_too(check: Check, folder: Path) -> None
     assert report["checks"][-1]["detail"] == done.stderr.strip()
 
 
+def test_the_estimate_that_is_used_is_shown_with_what_differs(check: Check, folder: Path) -> None:
+    estimate = {
+        "length": None,
+        "fingerprint": {"backend": "other:Backend"},
+        "time": {"alpha_ms": 5},
+        "memory": {"a_bytes": 1000},
+        "max_size": 8,
+    }
+    (folder / "text.estimate.json").write_text(json.dumps(estimate))
+    found = next(it for it in json.loads(check("--json").stdout)["checks"] if it["check"] == "estimate text")
+    assert found["status"] == "ok"
+    assert "text.estimate.json: a batch has at most 2 records; memory budget of a worker: " in found["detail"]
+    assert "measured under other conditions (backend other:Backend, now inference:Backend)" in found["detail"]
+    (folder / "text.estimate.json").write_text(json.dumps({**estimate, "length": "bytes"}))
+    found = next(it for it in json.loads(check("--json").stdout)["checks"] if it["check"] == "estimate text")
+    assert found["status"] == "skipped"
+    assert "is not used: its lengths are bytes" in found["detail"]
+
+
 def test_records_of_a_file_take_the_samples_place(check: Check, folder: Path) -> None:
     (folder / "mine.jsonl").write_text('{"a": 5}\n\n')
     assert "1 sample record in" in check("--records", "mine.jsonl").stdout
