@@ -109,7 +109,7 @@ def batch_record(
     that closed its window, fill of its maximum size, time and memory in the worker, what was predicted of both, and who
     ran it. Times are milliseconds, memory is in bytes, null where it is not known. ``padding_ratio`` is null where the
     task's records have no length; so are the predictions, unless there is an estimate or a target. Records that have no
-    length where they should are told of together, as ``closed_by: length``, and those that fit no batch as ``oversized``.
+    length where they should are told of together, as ``closed_by: length``; those that fit no batch, as ``oversized``.
     """
     batch = report.batch
     return orjson.dumps(
