@@ -20,9 +20,9 @@ from benchmarks.sentences import EXAMPLE, UnavailableError, environment
 
 ALIKE = """\
 import json, sys
-from encoder import Encoder, model_folder
+from encoder import Encoder, load_tokenizer, model_folder
 texts = json.load(sys.stdin)
-encoder = Encoder(model_folder(), 256)
+encoder = Encoder(model_folder(), load_tokenizer(model_folder(), 256))
 together = encoder.encode(texts)
 alone = [encoder.encode([text])[0] for text in texts]
 print(json.dumps({
