@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import orjson
 import uvloop
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from benchmarks.contestants import COMMIT_INTERVAL_MS, TASK, until_committed
 from benchmarks.peers.work import Meter, Task
@@ -36,13 +36,15 @@ from streamproc.runtime.limits import Limits
 from streamproc.settings import Settings
 
 SEED = 1
-MAX_PADDED_TOKENS = 4_096
+MAX_PADDED_TOKENS = 2_048
 SORTED_BATCHES = 8
 QUEUED = 2
 """Batches that the process with the model has been given: one runs, and one is there when it is done."""
-SIZES, LENGTHS, TURNS = (1, 2, 4, 8, 16, 32), 8, 3
+SIZES, LENGTHS, TURNS = (1, 2, 4, 8, 16), 6, 2
 """What the reference measures to know what a batch costs."""
 T = TypeVar("T")
+Message = Any
+"""aiokafka's ``ConsumerRecord``."""
 DIARY, REFERENCE = "diary.jsonl", "reference.json"
 
 
@@ -120,62 +122,51 @@ def processor(strategy: str, length: str) -> Callable[[Path, Task], Coroutine[An
 # -- Infinity's rule
 
 
-def sorted_8n(by: str) -> Callable[[Path, Task], Coroutine[Any, Any, None]]:
-    """A loop over aiokafka's clients with the batches of Infinity, see ``batching_peers.Infinity``; by bytes or tokens.
+async def sort_8n(folder: Path, task: Task) -> None:
+    """A loop over aiokafka's clients with the batches of Infinity, see ``batching_peers.Infinity``.
 
-    The model has a process of its own here too, which always has a batch to go on with. Lengths in tokens are looked
-    up, so that they cost nothing.
+    The model has a process of its own here too, which always has a batch to go on with. Lengths are looked up, so that
+    they cost nothing.
     """
-
-    async def run(folder: Path, task: Task) -> None:
-        known, meter = Reference.read(folder), Meter()
-        max_padded = MAX_PADDED_TOKENS if by == "tokens" else known.max_padded_bytes
-
-        def length_of(value: bytes) -> int:
-            return known.tokens[int(orjson.loads(value)["id"])] if by == "tokens" else len(value)
-
-        loop = asyncio.get_running_loop()
-        consumer = AIOKafkaConsumer(
-            task.source,
-            bootstrap_servers=task.bootstrap,
-            group_id=task.group,
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-        )
-        producer = AIOKafkaProducer(bootstrap_servers=task.bootstrap, acks="all", enable_idempotence=True)
-        waiting: deque[tuple[int, ConsumerRecord[Any, Any]]] = deque()
-        ready: deque[list[ConsumerRecord[Any, Any]]] = deque()
-        running: deque[tuple[list[ConsumerRecord[Any, Any]], asyncio.Future[list[bytes]]]] = deque()
-        sent: list[asyncio.Future[Any]] = []
-        with ProcessPoolExecutor(1, get_context("spawn"), _load, (str(folder),)) as model:
-            await loop.run_in_executor(model, _encoded, [])
-            await producer.start()
-            await consumer.start()
-            while len(sent) < task.records:
-                is_idle = not (waiting or ready or running)
-                for some in (await consumer.getmany(timeout_ms=200 if is_idle else 0)).values():
-                    meter.begin()
-                    waiting.extend((length_of(it.value), it) for it in some)
-                while len(running) < QUEUED and (ready or waiting):
-                    if not ready:
-                        ready.extend(sorted_batches(waiting, task.batch, max_padded))
-                    batch = ready.popleft()
-                    encoded = loop.run_in_executor(model, _encoded, [it.value for it in batch])
-                    running.append((batch, encoded))
-                if running:
-                    batch, encoded = running.popleft()
-                    for record, result in zip(batch, await encoded, strict=True):
-                        sent.append(await producer.send(task.output, result, record.key, record.partition))
-            await asyncio.gather(*sent)
-            await consumer.commit()
-            meter.end()
-        await consumer.stop()
-        await producer.stop()
-
-    return run
+    tokens, meter, loop = Reference.read(folder).tokens, Meter(), asyncio.get_running_loop()
+    consumer = AIOKafkaConsumer(
+        task.source,
+        bootstrap_servers=task.bootstrap,
+        group_id=task.group,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    producer = AIOKafkaProducer(bootstrap_servers=task.bootstrap, acks="all", enable_idempotence=True)
+    waiting: deque[tuple[int, Message]] = deque()
+    ready: deque[list[Message]] = deque()
+    running: deque[tuple[list[Message], asyncio.Future[list[bytes]]]] = deque()
+    sent: list[asyncio.Future[Any]] = []
+    with ProcessPoolExecutor(1, get_context("spawn"), _load, (str(folder),)) as model:
+        await loop.run_in_executor(model, _encoded, [])
+        await producer.start()
+        await consumer.start()
+        while len(sent) < task.records:
+            is_idle = not (waiting or ready or running)
+            for some in (await consumer.getmany(timeout_ms=200 if is_idle else 0)).values():
+                meter.begin()
+                waiting.extend((tokens[int(orjson.loads(it.value)["id"])], it) for it in some)
+            while len(running) < QUEUED and (ready or waiting):
+                if not ready:
+                    ready.extend(sorted_batches(waiting, task.batch))
+                batch = ready.popleft()
+                running.append((batch, loop.run_in_executor(model, _encoded, [it.value for it in batch])))
+            if running:
+                batch, encoded = running.popleft()
+                for record, result in zip(batch, await encoded, strict=True):
+                    sent.append(await producer.send(task.output, result, record.key, record.partition))
+        await asyncio.gather(*sent)
+        await consumer.commit()
+        meter.end()
+    await consumer.stop()
+    await producer.stop()
 
 
-def sorted_batches(waiting: deque[tuple[int, T]], size: int, max_padded: int) -> list[list[T]]:
+def sorted_batches(waiting: deque[tuple[int, T]], size: int) -> list[list[T]]:
     """Up to eight batches' worth of the records that wait longest, sorted, in runs of ``size`` that fit."""
     count = min(SORTED_BATCHES, max(1, len(waiting) // size))
     popped = [waiting.popleft() for _ in range(min(len(waiting), count * size))]
@@ -184,7 +175,7 @@ def sorted_batches(waiting: deque[tuple[int, T]], size: int, max_padded: int) ->
     for start in range(0, len(popped), size):
         batches.append([])
         for length, it in popped[start : start + size]:
-            if batches[-1] and (len(batches[-1]) + 1) * length > max_padded:
+            if batches[-1] and (len(batches[-1]) + 1) * length > MAX_PADDED_TOKENS:
                 batches.append([])
             batches[-1].append(it)
     return batches
@@ -272,8 +263,7 @@ def _time_ms(backend: Any, batch: list[Any]) -> float:
 VARIANTS: dict[str, Callable[[Path, Task], Coroutine[Any, Any, None]]] = {
     "reference": reference,
     "fifo": processor("fifo", "bytes"),
-    "sort 8N, bytes": sorted_8n("bytes"),
-    "sort 8N, tokens": sorted_8n("tokens"),
+    "sort 8N": sort_8n,
     "bucketed, bytes": processor("bucketed", "bytes"),
     "bucketed, tokens": processor("bucketed", "backend"),
     "offline optimum": offline,
