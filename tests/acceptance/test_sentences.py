@@ -18,6 +18,9 @@ import pytest
 
 from benchmarks.sentences import EXAMPLE, UnavailableError, environment
 
+# One process of pytest, since it installs into one folder.
+pytestmark = pytest.mark.xdist_group("sentences")
+
 ALIKE = """\
 import json, sys
 from encoder import Encoder, load_tokenizer, model_folder
