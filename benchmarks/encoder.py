@@ -2,24 +2,25 @@
 
     python -m benchmarks.encoder [--records N] [--rounds N] [--max-size N] [--bootstrap HOST:PORT] [--json FILE]
 
-The sentence encoder of ``examples/sentences``, one process with one thread, works through a topic of texts whose lengths
-spread as texts' do (lognormal, `examples/sentences/texts.py`). All contestants have the same limits, a size and a padded
-length, and take turns:
+The sentence encoder of ``examples/sentences``, one process with one thread, works through a topic of texts whose
+lengths spread as texts' do (lognormal, `examples/sentences/texts.py`). All contestants have the same limits, a size and
+a padded length, and take turns:
 
 - *fifo*, *bucketed*: the processor, everything on, with that ``batch.strategy``. Lengths are the values' bytes, or the
   tokens that the backend tells (``length: backend``). Nothing was estimated before: it learns what batches cost.
-- *sort 8N*: Infinity's published rule (see ``benchmarks/batching_peers.py``) in a loop over aiokafka's clients, with the
-  model in a process beside it; by tokens, which it is told beforehand.
+- *sort 8N*: Infinity's published rule (see ``benchmarks/batching_peers.py``) in a loop over aiokafka's clients, with
+  the model in a process beside it; by tokens, which it is told beforehand.
 - *offline optimum*: all texts at once, sorted by tokens, in the cheapest batches that the limits allow; one process
   calls the backend, and there is no Kafka. What batches cost was measured before.
 
 Each has a process of its own and measures itself from its first record to its last commit. After each run the results
 are read back: every record once, and its vector that of the text encoded alone. The backend writes down which texts
-each batch had and when it ran. So the table can tell the padding in tokens, whatever a contestant goes by, and the share
-of the time in which the model ran.
+each batch had and when it ran. So the table can tell the padding in tokens, whatever a contestant goes by, and the
+share of the time in which the model ran.
 
 What is quoted is the ratio of records a second within a round, its median and quartiles: the machine may be shared and
-noisy. Target: *bucketed* by tokens does at least 85 % of the *offline optimum*; ends with exit code 1 where it does not.
+noisy. Target: *bucketed* by tokens does at least 85 % of the *offline optimum*; ends with exit code 1 where it does
+not.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ def table(figures: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     """Measure, show, and check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=400)
+    parser.add_argument("--records", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-size", type=int, default=16)
     parser.add_argument("--bootstrap", help="a running Kafka; one is started from its jars without this")
