@@ -75,7 +75,7 @@ async def bare(task: Task) -> None:
 
 async def streamproc(task: Task) -> None:
     """The processor, everything on: sequencer, ledger, metrics, envelope, sidecar."""
-    meter, is_exact = Meter(), task.variant == EXACTLY_ONCE
+    is_exact = task.variant == EXACTLY_ONCE
     settings = Settings.model_validate(
         {
             "name": task.group,
@@ -96,6 +96,12 @@ async def streamproc(task: Task) -> None:
             "http": {"port": 0},
         }
     )
+    await until_committed(settings, task.records)
+
+
+async def until_committed(settings: Settings, records: int) -> None:
+    """A processor of one task, ``TASK``, until it has committed so many records; it measures itself."""
+    meter = Meter()
     look_for_cycles_seldom()
     keep_freed_memory()
     application = Application(settings)
@@ -109,9 +115,9 @@ async def streamproc(task: Task) -> None:
             await asyncio.sleep(0.001)
         skipped = committed()
         meter.begin()
-        while committed() < task.records:
+        while committed() < records:
             await asyncio.sleep(0.005)
-        meter.end(share=(task.records - skipped) / task.records)
+        meter.end(share=(records - skipped) / records)
 
 
 def main() -> None:

@@ -31,20 +31,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.sentences import EXAMPLE, environment, texts
 from streamproc.estimate.fit import Seen
-from streamproc.estimate.measure import measure
 from streamproc.estimate.prober import End, Prober
 from streamproc.estimate.samples import Samples, measure_of
 from streamproc.estimate.search import Search
 from streamproc.records import Lease, Record, Span, TopicPartition
 from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.estimate_file import Estimate, read_estimate
-from streamproc.runtime.memory_budget import Budget, machine_bytes
 from streamproc.runtime.online_cost import OnlineCost
 from streamproc.settings import BatchSettings, LengthSettings
 from streamproc.settings_loading import load_settings
@@ -151,31 +148,11 @@ def encoder(time_limit: float) -> dict[str, Any]:
         (folder / "texts.jsonl").write_text("".join(json.dumps(it) + "\n" for it in texts(SAMPLES, 1)))
         environ = {**environment(), "OMP_NUM_THREADS": "1"}
         arguments = ("--records", "texts.jsonl", "--time-limit", f"{time_limit:g}")
-        found = {"bytes": estimate(folder, environ, *arguments)[0], "tokens": by_tokens(folder, environ, time_limit)}
+        found = {
+            unit: estimate(folder, {**environ, "STREAMPROC_TASKS__TEXT__BATCH__LENGTH": it.of}, *arguments)[0]
+            for unit, it in UNITS.items()
+        }
         return {unit: {**unseen(folder, environ, unit, it, time_limit)} for unit, it in found.items()}
-
-
-def by_tokens(folder: Path, environ: dict[str, str], time_limit: float) -> Estimate:
-    """As the command, with the backend's ``length`` in place of the settings'."""
-    settings = load_settings(folder / "streamproc.yaml", {})
-    records = texts(SAMPLES, 1)
-    with prober_of(folder, environ, records[0]) as prober:
-        loaded = prober.start()
-        samples = Samples(records, measure_of(UNITS["tokens"], prober.length_of))
-        budget = Budget(int(machine_bytes() * 0.8), "80% of the machine's memory")
-        search = Search(
-            prober,
-            samples,
-            max_size=settings.tasks["text"].batch.max_size,
-            budget_bytes=budget.size_bytes,
-            seconds=time_limit,
-            load_seconds=loaded.seconds,
-            clock=time.monotonic,
-        )
-        it = measure(
-            settings, "text", search, samples, loaded, budget=budget, environ=environ, now=lambda: datetime.now(UTC)
-        )
-        return it.estimate
 
 
 def unseen(folder: Path, environ: dict[str, str], unit: str, found: Estimate, time_limit: float) -> dict[str, Any]:

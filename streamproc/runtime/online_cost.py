@@ -5,7 +5,8 @@ Passive and deterministic: no clock, no chance, no I/O; a few microseconds a bat
 Time: least squares with forgetting (λ = 0.99 a batch, so about the last hundred count) on relative errors, kept in
 information form, and solved by a sweep of coordinate descent a batch from the coefficients of before. No coefficient
 gets negative, and one that was left out of the model (zero) stays out. The model that it began with keeps its weight:
-where batches of one shape alone say nothing about a coefficient, it returns slowly to what it was.
+where batches of one shape alone say nothing about a coefficient, it returns slowly to what it was. A guess only says
+how its coefficients stand to each other: the first batch gives their scale.
 
 Memory: κ is what predictions are multiplied by. It rises at once to what was seen over what was predicted, and decays
 slowly to the factor of the calibration. What a worker holds is compared with the most that was predicted of any batch
@@ -74,6 +75,8 @@ class OnlineCost:
         """A batch of ``size`` records, padded to ``length``, took so long."""
         if not (seen_ms > 0 and math.isfinite(seen_ms)):
             return
+        if self._seen == 0:
+            self._scale(seen_ms / self.model.time_ms(size, length))
         self._seen += 1
         late = seen_ms > self.late_ms(size, length)
         step = QUANTILE if late else QUANTILE - 1
@@ -101,6 +104,11 @@ class OnlineCost:
         """The time that all but one batch in a hundred stay within."""
         return self._late_factor * self.model.time_ms(size, length)
 
+    def _scale(self, factor: float) -> None:
+        """Multiply the model that it began with, as if it had begun with that."""
+        self._first = [it * factor for it in self._first]
+        self._solved()
+
     def _solve(self) -> None:
         """Two sweeps over the coefficients, each set to its best while the others stand; none below zero.
 
@@ -111,8 +119,11 @@ class OnlineCost:
             for index, products in enumerate(self._products):
                 rest = self._target[index] - sum(map(float.__mul__, products, now))
                 now[index] = max(LEAST, now[index] + rest / products[index])
+        self._solved()
+
+    def _solved(self) -> None:
         found = [0.0] * 4
-        for it, first, factor in zip(self._terms, self._first, now, strict=True):
+        for it, first, factor in zip(self._terms, self._first, self._now, strict=True):
             found[it] = first * factor
         alpha, beta, gamma, delta = found
         self.model = replace(self.model, alpha_ms=alpha, beta_ms=beta, gamma_ms=gamma, delta_ms=delta)

@@ -18,11 +18,14 @@ import pytest
 
 from benchmarks.sentences import EXAMPLE, UnavailableError, environment
 
+# One process of pytest, since it installs into one folder.
+pytestmark = pytest.mark.xdist_group("sentences")
+
 ALIKE = """\
 import json, sys
-from encoder import Encoder, model_folder
+from encoder import Encoder, load_tokenizer, model_folder
 texts = json.load(sys.stdin)
-encoder = Encoder(model_folder(), 256)
+encoder = Encoder(model_folder(), load_tokenizer(model_folder(), 256))
 together = encoder.encode(texts)
 alone = [encoder.encode([text])[0] for text in texts]
 print(json.dumps({

@@ -351,6 +351,7 @@ def test_a_variable_that_is_nearly_a_setting_is_refused_with_the_nearest(
     ("variable", "value"),
     [
         ("STREAMPROC_REQUIRE_KAFKA", "1"),
+        ("STREAMPROC_REQUIRE_SENTENCES", "1"),
         ("STREAMPROC_TEST_KAFKA", "kafka:9092"),
         ("STREAMPROC_DEBUG", "1"),
         ("STREAMPROC_WORKER", "0"),

@@ -123,6 +123,21 @@ def test_times_seen_correct_a_guess() -> None:
     assert sum(errors) / len(errors) < 0.05
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_a_guess_learns_from_a_few_batches_how_long_they_take_on_any_machine(scale: float) -> None:
+    """Only how the guess's coefficients stand to each other counts: a batch may take any time."""
+    rng = random.Random(3)
+    true = CostModel(alpha_ms=4.0 * scale, gamma_ms=0.2 * scale)
+    it = OnlineCost()
+    it.observe_time(8, 60, true.time_ms(8, 60))
+    assert it.model.time_ms(8, 60) == pytest.approx(true.time_ms(8, 60))
+    for _ in range(10):
+        n, length = shapes(rng)
+        it.observe_time(n, length, true.time_ms(n, length))
+    saved, each = it.model.alpha_ms, it.model.record_ms(64)
+    assert saved < 2 * each, "here a batch that is saved is worth little padding"
+
+
 def test_times_that_change_are_followed() -> None:
     rng = random.Random(2)
     it = OnlineCost(TRUE, calibrated=True)
