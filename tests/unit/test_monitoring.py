@@ -2,8 +2,8 @@
 
 Three checks hold the rules. Those here parse each expression and compare its names with the metric table, everywhere.
 ``promtool check`` and ``promtool test rules`` (when each alert fires, and when it does not) run where promtool is: on
-the path, or in ``build/bin``, where ``deploy/prometheus/promtool.sh`` puts it; CI calls that. Where it cannot be had they
-are skipped and say so, and what the file of tests has to hold is checked here all the same.
+the path, or in ``build/bin``, where ``deploy/prometheus/promtool.sh`` puts it; CI calls that. Where it cannot be had
+they are skipped and say so, and what the file of tests has to hold is checked here all the same.
 """
 
 from __future__ import annotations
