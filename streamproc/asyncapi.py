@@ -277,9 +277,12 @@ def _full_envelope() -> dict[str, Any]:
     )
 
 
+_WHERE_THE_BACKEND_ANSWERED = ("execution_times", "total_execution_time", "queue_time")
+
+
 def _batch_record() -> dict[str, Any]:
     text_or_null = {"type": ["string", "null"]}
-    return _object(
+    record = _object(
         {
             "task": {"type": "string"},
             "batch": {**_COUNT, "description": "Its number, since the processor began."},
@@ -299,6 +302,9 @@ def _batch_record() -> dict[str, Any]:
             "timestamp": _TIMESTAMP,
         }
     )
+    record["description"] = "Without times where no record of the batch got to the backend, or it did not answer."
+    record["required"] = [name for name in record["required"] if name not in _WHERE_THE_BACKEND_ANSWERED]
+    return record
 
 
 _TEXT = {"type": "string"}

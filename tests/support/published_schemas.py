@@ -73,8 +73,8 @@ def keda() -> dict[str, Any]:
     for kind in KEDA.values():
         schema = getattr(models, kind).model_json_schema(by_alias=True)
         definitions |= {**schema.pop("$defs"), kind: schema}
-    schema: dict[str, Any] = _closed(_bundle(definitions, KEDA.values(), lambda ref: ref))
-    return schema
+    closed: dict[str, Any] = _closed(_bundle(definitions, KEDA.values(), lambda ref: ref))
+    return closed
 
 
 def asyncapi(file: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ RUNBOOK = ROOT / "docs" / "deployment.md"
 TARGET_LABELS = {"job", "instance", "namespace", "pod"}
 """Prometheus' own, of the scraped target."""
 OF_THE_PROCESS = {"process_resident_memory_bytes"}
-VALUES = {
+VALUES: dict[str, set[str]] = {
     "rule": set(CLOSE_RULES),
     "output": set(PRODUCER_OUTPUTS),
     "step": set(STEPS),
@@ -123,7 +123,7 @@ def test_every_expression_asks_for_metrics_and_labels_of_the_table(place: str, e
                 assert set(matcher.value.split("|")) <= VALUES[matcher.name], f"{place}: {matcher}"
     for node in nodes(expression):
         modifier = getattr(node, "modifier", None)
-        grouped = modifier.labels if isinstance(modifier, promql_parser.AggModifier) else []
+        grouped: list[str] = modifier.labels if isinstance(modifier, promql_parser.AggModifier) else []
         if isinstance(modifier, promql_parser.BinModifier) and modifier.matching is not None:
             grouped = modifier.matching.labels
         assert set(grouped) <= named | TARGET_LABELS, f"{place}: groups by {grouped}"
