@@ -33,7 +33,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 TopicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", max_length=249)]
 
-Device = Annotated[str, Field(coerce_numbers_to_str=True), WithJsonSchema({"type": ["string", "integer"]})]
+Device = Annotated[
+    str, Field(coerce_numbers_to_str=True), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]})
+]
 """An index may stand as a number."""
 
 INT32_MAX = 2_147_483_647
