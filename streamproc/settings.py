@@ -22,6 +22,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -32,6 +33,11 @@ from streamproc.records import Cause
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 TopicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", max_length=249)]
+
+Device = Annotated[
+    str, Field(coerce_numbers_to_str=True), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]})
+]
+"""An index may stand as a number."""
 
 INT32_MAX = 2_147_483_647
 """Kafka's protocol has 32 bits for these."""
@@ -183,8 +189,8 @@ class PoolSettings(Section):
     """Pause before the second restart of a worker in a row; doubles up to 30 s."""
     threads_per_worker: int | None = Field(default=None, ge=1)
     """OMP_NUM_THREADS and its kin in each worker; by default the cores divided by the workers."""
-    devices: list[str] = Field(default_factory=list)
-    """GPUs, handed to the workers in turn as CUDA_VISIBLE_DEVICES."""
+    devices: list[Device] = Field(default_factory=list)
+    """GPUs, by index or UUID, handed to the workers in turn as CUDA_VISIBLE_DEVICES."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the workers, set before any import."""
     shared_memory_threshold_bytes: int = Field(default=262_144, ge=0)

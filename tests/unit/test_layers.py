@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "backend": {*BASE, "logger", "yaml_lines"},
     "loaders": {*BASE, "backend", "logger"},
     "broker": {*BASE, "settings", "yaml_lines"},
+    "asyncapi": {*BASE, "settings", "broker"},
     "observe": {*BASE, "settings"},
     "testing": {*BASE, "settings", "settings_loading", "backend", "loaders", "broker", "observe", "runtime", "replay"},
     "runtime": {*BASE, "settings", "backend", "loaders", "broker", "observe"},

@@ -168,6 +168,11 @@ def test_lists_and_sections_are_json(load: Load) -> None:
     assert settings.pool.devices == ["0"]
 
 
+@pytest.mark.parametrize("written", ["[0, 1]", '["0", "1"]', '[0, "1"]'])
+def test_a_device_may_be_a_number(load: Load, written: str) -> None:
+    assert load(MINIMAL, {"STREAMPROC_POOL__DEVICES": written}).pool.devices == ["0", "1"]
+
+
 def test_a_section_as_json_is_merged_and_narrower_variables_win(load: Load) -> None:
     settings = load(
         MINIMAL,
