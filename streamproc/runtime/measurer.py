@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from streamproc.formats.registry import Registry
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.runtime.child import child_main, start_failure
@@ -61,7 +62,8 @@ class Measurer:
         backend: Any = None
         if (setup := head["backend"]) is not None:
             backend = load_backend(**{**setup, "config": yaml.safe_load(setup["config"])}, initialize=False)
-        self._meters = {name: meter_for(task, backend, name) for name, task in head["tasks"].items()}
+        registry = Registry(**it) if (it := head["registry"]) is not None else None
+        self._meters = {name: meter_for(task, backend, name, registry) for name, task in head["tasks"].items()}
 
     def _answer(self, frame: Frame) -> None:
         task = frame.head["task"]
