@@ -286,7 +286,9 @@ def _key(text: Any, field: FieldDescriptor) -> Any:
     if field.type == FieldDescriptor.TYPE_STRING or not isinstance(text, str):
         return text
     if field.type == FieldDescriptor.TYPE_BOOL:
-        return {"true": True, "false": False}[text]
+        if text not in ("true", "false"):
+            raise ValueError("a key is neither true nor false")
+        return text == "true"
     return int(text)
 
 

@@ -43,7 +43,7 @@ def instant_text(units: int, digits: int, suffix: str = "Z") -> str:
         OverflowError: it is before the year 1 or after 9999.
     """
     seconds, rest = divmod(units, 10**digits)
-    whole = _EPOCH + datetime.timedelta(seconds=seconds)
+    whole = _moved(seconds // _DAY_S, seconds % _DAY_S)
     return f"{whole:%Y-%m-%dT%H:%M:%S}".rjust(19, "0") + _fraction(rest, digits) + suffix
 
 
@@ -82,12 +82,19 @@ def time_units(text: str, digits: int) -> int:
 
 def date_text(days: int) -> str:
     """A date as text, from its days since 1970. Raises OverflowError."""
-    return (_EPOCH.date() + datetime.timedelta(days=days)).isoformat()
+    return _moved(days, 0).date().isoformat()
 
 
 def date_days(text: str) -> int:
     """The days since 1970 of a date such as 2024-01-31. Raises ValueError."""
     return (datetime.date.fromisoformat(text) - _EPOCH.date()).days
+
+
+def _moved(days: int, seconds: int) -> datetime.datetime:
+    try:
+        return _EPOCH + datetime.timedelta(days, seconds)
+    except OverflowError:
+        raise OverflowError("a time that is not of the years 1 to 9999") from None
 
 
 def _fraction(rest: int, digits: int) -> str:
