@@ -130,10 +130,17 @@ def json_form(value: Any) -> Any:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
-def from_sample(value: Any) -> Any:
-    """A sample record, with bytes where the file has ``{"$base64": "…"}``."""
+def samples_in(input_format: str, samples: list[Any]) -> list[Any]:
+    """Sample records, which are JSON, as a task of this format has them: ``{"$base64": "…"}`` stands for bytes."""
+    return samples if input_format == "json" else [_from_sample(sample) for sample in samples]
+
+
+def _from_sample(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"$base64"} and isinstance(value["$base64"], str):
-            return base64.b64decode(value["$base64"])
-        return {key: from_sample(inner) for key, inner in value.items()}
-    return [from_sample(inner) for inner in value] if isinstance(value, list) else value
+            try:
+                return base64.b64decode(value["$base64"], validate=True)
+            except ValueError:
+                raise ValueError("a sample record holds $base64 that is not base64") from None
+        return {key: _from_sample(inner) for key, inner in value.items()}
+    return [_from_sample(inner) for inner in value] if isinstance(value, list) else value

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import orjson
+
 from streamproc.errors import RegistryError
 from streamproc.formats.confluent import header
 from streamproc.formats.registry import RegisteredSchema, Registry, UnknownSchemaError
-from streamproc.formats.values import SchemaError
+from streamproc.formats.values import SchemaError, json_form, plain
 from streamproc.runtime import codec
 from streamproc.runtime.decoders import json_schema_of
 
@@ -68,6 +70,15 @@ def encoder_for(output: Mapping[str, Any] | None, registry: Registry | None) -> 
         raise ValueError(f"{output_format} needs a schema registry")
     writer = _Writer(registry, output)
     return Encoder(writer.name, writer.encode, _one_by_one(writer.encode), writer.prepare)
+
+
+def encode_without_schema(output_format: str) -> Callable[[Any], bytes] | None:
+    """What encodes outputs where no registry is asked, and whether they fit a schema plays no part; None for JSON."""
+    if output_format == "json":
+        return None
+    if output_format in ("raw", "msgpack"):
+        return encoder_for({"format": output_format}, None).encode
+    return lambda output: orjson.dumps(json_form(plain(output)), default=str)
 
 
 def envelope_for(task: str, output: Mapping[str, Any] | None) -> Envelope:

@@ -41,7 +41,7 @@ from streamproc.errors import (
     text_of,
 )
 from streamproc.formats.registry import Registry
-from streamproc.formats.values import from_sample
+from streamproc.formats.values import samples_in
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.records import Cause, Failure, Status
@@ -350,7 +350,7 @@ class Worker:
             warmup = task.pop("warmup")
             self._runners[name] = TaskRunner(name, runner, **task, registry=registry, base_dir=backend["base_dir"])
             if warmup:
-                _warm_up(name, runner, [from_sample(sample) for sample in warmup])
+                _warm_up(name, runner, samples_in(task.get("input_format", "json"), warmup))
 
     def _wait_for_frame(self) -> bool:
         if self._ready and not self._has_ready:

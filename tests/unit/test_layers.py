@@ -32,7 +32,17 @@ MAY_IMPORT = {
     "testing": {*BASE, "settings", "settings_loading", "backend", "loaders", "broker", "observe", "runtime", "replay"},
     "runtime": {*BASE, "settings", "backend", "loaders", "broker", "formats", "observe"},
     "record_lines": {"records"},
-    "replay": {*BASE, "record_lines", "settings", "settings_loading", "backend", "loaders", "broker", "runtime"},
+    "replay": {
+        *BASE,
+        "record_lines",
+        "settings",
+        "settings_loading",
+        "backend",
+        "loaders",
+        "broker",
+        "formats",
+        "runtime",
+    },
     "estimate": {*BASE, "settings", "backend", "loaders", "runtime", "replay"},
     "simulation": {*BASE, "settings", "backend", "runtime", "replay"},
 }
