@@ -327,14 +327,18 @@ def _compiled(sources: Mapping[str, str]) -> list[descriptor_pb2.FileDescriptorP
         out = Path(folder, "schema.descriptors")
         command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}", "--include_imports"]
         # The folder of Google's own files lies within grpc_tools, which adds it by itself.
-        done = subprocess.run(  # noqa: S603 - names are checked above, and are files of a folder of ours
-            [*command, f"--descriptor_set_out={out}", list(sources)[-1]],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROTOC_TIMEOUT_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - names are checked above, and are files of a folder of ours
+                [*command, f"--descriptor_set_out={out}", list(sources)[-1]],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_PROTOC_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise SchemaError(f"protoc cannot be run: {error}") from None
         if done.returncode:
             raise SchemaError(f"protoc refuses it: {done.stderr.strip().replace(folder, '')[:500]}")
         return list(descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file)

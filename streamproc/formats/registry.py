@@ -16,14 +16,14 @@ import ssl
 import time
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from streamproc.errors import RegistryError
+from streamproc.formats.values import RegisteredSchema, UnknownSchemaError
 
 PAUSE_S = 1.0
 """After a failure nothing is asked for so long."""
@@ -34,21 +34,6 @@ MAX_ANSWER_BYTES = 16_777_216
 MAX_REFERENCES = 1_000
 _CHUNK_BYTES = 65_536
 _NOT_FOUND = 404
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredSchema:
-    """A schema of the registry; ``references`` are the texts of those it refers to, by name, dependencies first."""
-
-    id: int
-    kind: str
-    """``AVRO``, ``PROTOBUF`` or ``JSON``."""
-    text: str
-    references: Mapping[str, str] = field(default_factory=dict)
-
-
-class UnknownSchemaError(Exception):
-    """The registry has no such schema."""
 
 
 class Registry:

@@ -1,4 +1,4 @@
-"""What all formats share: the error of one value, times as text, and a backend's output in plain values.
+"""What all formats share: errors of a value and of a schema, times as text, and a backend's output in plain values.
 
 Invariant: whatever the format, a record holds what JSON could hold (objects whose keys are text, lists, text, numbers,
 true, false, null), and bytes. So a backend need not know in which format its records came.
@@ -11,6 +11,8 @@ import datetime
 import decimal
 import re
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from streamproc.backend.normalize import ensure_native_types
@@ -34,6 +36,21 @@ class FormatError(Exception):
 
 class SchemaError(Exception):
     """A schema that the registry has cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredSchema:
+    """A schema of the registry; ``references`` are the texts of those it refers to, by name, dependencies first."""
+
+    id: int
+    kind: str
+    """``AVRO``, ``PROTOBUF`` or ``JSON``."""
+    text: str
+    references: Mapping[str, str] = field(default_factory=dict)
+
+
+class UnknownSchemaError(Exception):
+    """The registry has no such schema."""
 
 
 def instant_text(units: int, digits: int, suffix: str = "Z") -> str:

@@ -8,17 +8,19 @@ records, and is raised.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from streamproc.formats.confluent import split, split_indexes
-from streamproc.formats.registry import RegisteredSchema, Registry, UnknownSchemaError
-from streamproc.formats.values import FormatError, SchemaError
+from streamproc.formats.values import FormatError, RegisteredSchema, SchemaError, UnknownSchemaError
 from streamproc.records import Failure
 from streamproc.runtime.codec import Schema, decode, shorten, too_large, undecodable
+
+if TYPE_CHECKING:
+    from streamproc.formats.registry import Registry
 
 Decoded = dict[str, Any] | Failure
 Decode = Callable[[Sequence[memoryview | None], memoryview], list[Decoded]]
@@ -26,6 +28,15 @@ Decode = Callable[[Sequence[memoryview | None], memoryview], list[Decoded]]
 DecodeOne = Callable[[memoryview], Any]
 
 log = logging.getLogger(__name__)
+
+
+def registry_of(setup: Mapping[str, Any] | None) -> Registry | None:
+    """The registry that ``startup.registry_setup`` tells of, if there is one."""
+    if setup is None:
+        return None
+    from streamproc.formats.registry import Registry  # noqa: PLC0415 - HTTP and TLS, which others do without
+
+    return Registry(**setup)
 
 
 def decoder_for(input_format: str, max_value_bytes: int, registry: Registry | None = None) -> Decode:

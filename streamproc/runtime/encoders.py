@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
 from streamproc.errors import RegistryError
 from streamproc.formats.confluent import header
-from streamproc.formats.registry import RegisteredSchema, Registry, UnknownSchemaError
-from streamproc.formats.values import SchemaError, json_form, plain
+from streamproc.formats.values import RegisteredSchema, SchemaError, UnknownSchemaError, json_form, plain
 from streamproc.runtime import codec
 from streamproc.runtime.decoders import json_schema_of
+
+if TYPE_CHECKING:
+    from streamproc.formats.registry import Registry
 
 
 def _nothing() -> None:

@@ -11,18 +11,20 @@ from __future__ import annotations
 import operator
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from streamproc.backend.paths import read_field
 from streamproc.backend.tasks import MultiTaskBackend, resolve_task
 from streamproc.errors import InferenceBackendLoadError, RegistryError, name_of_type, text_of
-from streamproc.formats.registry import Registry
 from streamproc.formats.values import FormatError
 from streamproc.runtime.codec import shorten
 from streamproc.runtime.decoders import DecodeOne, decode_one_for
 from streamproc.runtime.wire import MAX_LENGTH, UNMEASURED
+
+if TYPE_CHECKING:
+    from streamproc.formats.registry import Registry
 
 LengthOf = Callable[[dict[str, Any]], object]
 

@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import yaml
@@ -40,14 +40,13 @@ from streamproc.errors import (
     name_of_type,
     text_of,
 )
-from streamproc.formats.registry import Registry
 from streamproc.formats.values import samples_in
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.records import Cause, Failure, Status
 from streamproc.runtime.child import child_main, start_failure
 from streamproc.runtime.codec import Schema, shorten
-from streamproc.runtime.decoders import decoder_for
+from streamproc.runtime.decoders import decoder_for, registry_of
 from streamproc.runtime.encoders import Encoder, encoder_for, envelope_for
 from streamproc.runtime.failures import encode_failure
 from streamproc.runtime.wire import (
@@ -63,6 +62,9 @@ from streamproc.runtime.wire import (
     reply_parts,
     write_frame,
 )
+
+if TYPE_CHECKING:
+    from streamproc.formats.registry import Registry
 
 READY_POLL_S = 0.25
 READY_CHECK_S = 5.0
@@ -344,7 +346,7 @@ class Worker:
         backend = head["backend"]
         self._backend = load_backend(**{**backend, "config": yaml.safe_load(backend["config"])})
         self._threshold = head["shared_memory_threshold_bytes"]
-        registry = Registry(**it) if (it := head.get("registry")) is not None else None
+        registry = registry_of(head.get("registry"))
         for name, task in head["tasks"].items():
             runner = resolve_task(self._backend, name)
             warmup = task.pop("warmup")

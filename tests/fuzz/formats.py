@@ -19,7 +19,8 @@ from streamproc.formats import msgpack
 from streamproc.formats.avro import AvroReader, AvroWriter
 from streamproc.formats.confluent import header, indexes_header
 from streamproc.formats.protobuf import ProtobufSchema, _compiled
-from streamproc.formats.registry import RegisteredSchema, Registry, UnknownSchemaError
+from streamproc.formats.registry import Registry
+from streamproc.formats.values import RegisteredSchema, UnknownSchemaError
 from streamproc.records import Failure, Span, value_sizes
 from streamproc.runtime.decoders import decode_one_for, decoder_for
 from streamproc.runtime.lengths import Meter

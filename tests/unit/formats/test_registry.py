@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from streamproc.errors import RegistryError
-from streamproc.formats.registry import PAUSE_S, UNKNOWN_FOR_S, Registry, UnknownSchemaError
+from streamproc.formats.registry import PAUSE_S, UNKNOWN_FOR_S, Registry
+from streamproc.formats.values import UnknownSchemaError
 from tests.support.schema_registry import SchemaRegistry
 
 SCHEMA = {"type": "record", "name": "R", "fields": []}
