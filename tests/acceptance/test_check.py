@@ -295,14 +295,14 @@ def test_samples_of_another_format_are_json_with_bytes_and_outputs_are_judged_by
     settings = SETTINGS.replace(
         "input: {topics: [in]}", "input: {topics: [in], format: raw}\n    output: {format: raw}"
     )
-    (folder / "streamproc.yaml").write_text(settings)
+    (folder / "streamproc.yaml").write_text(settings.replace("feature_names: [a]", "feature_names: []"))
     (folder / "topics" / "in.yaml").write_text("topic: in\nsamples: in.jsonl\n")
     (folder / "topics" / "in.jsonl").write_text('{"value": {"$base64": "/wA="}}\n')
     backend = "import streamproc\n\nclass Backend(streamproc.InferenceBackend):\n  def execute(self, inputs):\n"
-    body = "        assert inputs == [{'value': bytes([255, 0])}]\n        return {}\n"
-    (folder / "inference.py").write_text(backend + body.format("inputs"))
+    body = "        assert inputs == [{'value': bytes([255, 0])}]\n        return OUTPUT\n"
+    (folder / "inference.py").write_text(backend + body.replace("OUTPUT", "inputs"))
     check()
-    (folder / "inference.py").write_text(backend + body.format("[{'value': 5}]"))
+    (folder / "inference.py").write_text(backend + body.replace("OUTPUT", "[{'value': 5}]"))
     assert "a raw result is" in " ".join(check(code=1).stderr.split())
 
 

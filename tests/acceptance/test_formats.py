@@ -77,7 +77,7 @@ def test_each_format_goes_through_and_a_bad_value_of_each_is_a_dead_letter_as_it
     }
     bad = b'{"id": '
     for format_, topic in topics.items():
-        values: list[bytes | None] = [before[format_][0] + body(format_, number) for number in range(COUNT)]
+        values: list[bytes | None] = [before[format_][0] + body(format_, number) for number in range(1, COUNT + 1)]
         values.insert(7, None if format_ == "raw" else bad)
         produce(embedded_broker, topic, {0: [(None, value) for value in values]})
     with App(tmp_path, settings) as app:
@@ -91,7 +91,7 @@ def test_each_format_goes_through_and_a_bad_value_of_each_is_a_dead_letter_as_it
         log = app.log()
     for format_, topic in topics.items():
         results = [it.value for it in read_to_end(embedded_broker, f"{topic}.results", 1)]
-        assert results == [before[format_][1] + body(format_, number) for number in range(COUNT)]
+        assert results == [before[format_][1] + body(format_, number) for number in range(1, COUNT + 1)]
         (letter,) = read_to_end(embedded_broker, f"{topic}.dead", 1)
         assert letter.value == (None if format_ == "raw" else bad)
         told = headers(letter)
