@@ -36,7 +36,7 @@ test-unit: install ## the tests that take milliseconds
 chaos: install ## break things for a while and compare; SEED=1 MINUTES=2 RATE=2000 DELIVERY=both
 	$(BIN)/python -m tests.chaos.run --seed $(SEED) --minutes $(MINUTES) --rate $(RATE) --delivery $(DELIVERY)
 
-fuzz: install ## fuzz wire format, settings and decoding; MINUTES=10 each, TARGET=wire|settings|decoding, SEED=1
+fuzz: install ## fuzz wire, settings, decoding and formats; MINUTES=10 each, TARGET=wire|settings|decoding|formats, SEED=1
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz
 	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET)) $(if $(SEED),--seed $(SEED))
 

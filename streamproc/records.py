@@ -158,13 +158,13 @@ class Cause(StrEnum):
     """Why something failed, in the one word that policies, dead letters and metrics go by. The values are public."""
 
     INVALID = "invalid"
-    """The value is no JSON object, does not match its topic's schema, or is too large."""
+    """The value is no record in its task's format, does not match its topic's schema, or is too large."""
     REJECTED = "rejected"
     """The backend put a RecordError in the record's place."""
     EXCEPTION = "exception"
     """A step of the backend raised."""
     OUTPUT = "output"
-    """The backend answered with something else than one output per record, or with one that has no JSON form."""
+    """The backend answered with something else than one output per record, or with one that its format cannot hold."""
     CRASH = "crash"
     """The worker process died."""
     TIMEOUT = "timeout"
@@ -173,6 +173,8 @@ class Cause(StrEnum):
     """Memory ran out: the worker's, the device's, or what the worker may have."""
     TOO_LARGE = "too_large"
     """The record fits no batch, or the result not its topic."""
+    REGISTRY = "registry"
+    """The schema registry does not answer, or refuses to."""
 
 
 @dataclass(frozen=True, slots=True)

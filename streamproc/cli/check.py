@@ -251,13 +251,16 @@ def _answers(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> Genera
 
 
 def _request(settings: Settings, samples: dict[str, list[dict[str, Any]]]) -> bytes:
-    from streamproc.runtime.startup import backend_setup, length_setup  # noqa: PLC0415 - --help needs none of it
+    from streamproc.runtime.startup import backend_setup, check_formats, length_setup  # noqa: PLC0415 - --help needs none of it
 
+    check_formats(settings)
     tasks = {
         name: {
             "records": records,
             "batch_size": settings.tasks[name].batch.max_size,
             "length": length_setup(settings.tasks[name]),
+            "input_format": settings.tasks[name].input.format,
+            "output_format": settings.tasks[name].output.format,
         }
         for name, records in samples.items()
     }

@@ -319,6 +319,23 @@ def test_output_keys_that_no_output_has_are_named(check: Check, folder: Path) ->
     assert "declared in output_keys, and in no output: label" in check().stdout
 
 
+def test_samples_of_another_format_are_json_with_bytes_and_outputs_are_judged_by_theirs(
+    check: Check, folder: Path
+) -> None:
+    settings = SETTINGS.replace(
+        "input: {topics: [in]}", "input: {topics: [in], format: raw}\n    output: {format: raw}"
+    )
+    (folder / "streamproc.yaml").write_text(settings.replace("feature_names: [a]", "feature_names: []"))
+    (folder / "topics" / "in.yaml").write_text("topic: in\nsamples: in.jsonl\n")
+    (folder / "topics" / "in.jsonl").write_text('{"value": {"$base64": "/wA="}}\n')
+    backend = "import streamproc\n\nclass Backend(streamproc.InferenceBackend):\n  def execute(self, inputs):\n"
+    body = "        assert inputs == [{'value': bytes([255, 0])}]\n        return OUTPUT\n"
+    (folder / "inference.py").write_text(backend + body.replace("OUTPUT", "inputs"))
+    check()
+    (folder / "inference.py").write_text(backend + body.replace("OUTPUT", "[{'value': 5}]"))
+    assert "a raw result is" in " ".join(check(code=1).stderr.split())
+
+
 def test_a_file_of_records_that_is_not_there_is_a_usage_error(check: Check) -> None:
     assert "none.jsonl: cannot be read" in check("--records", "none.jsonl", code=2).stderr
 

@@ -99,6 +99,15 @@ def test_relative_paths_start_from_the_settings_file(load: Load, tmp_path: Path)
     assert settings.topics_dir == tmp_path / "topics"
 
 
+def test_a_file_of_the_registry_must_be_there_and_is_relative_to_the_settings(
+    load: Load, refused: Refused, tmp_path: Path
+) -> None:
+    registry = "schema_registry: {url: 'https://registry', token_file: token}\n"
+    assert refused(MINIMAL + registry).setting == "schema_registry.token_file"
+    (tmp_path / "token").write_text("x")
+    assert load(MINIMAL + registry).schema_registry.token_file == tmp_path / "token"
+
+
 def test_absolute_paths_stay(load: Load, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     assert load(MINIMAL, {"STREAMPROC_BACKEND__BASE_DIR": str(elsewhere)}).backend.base_dir == elsewhere
