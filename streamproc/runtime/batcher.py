@@ -54,6 +54,7 @@ class Batcher:
         cost: Predicts times and memory; needed where records have lengths.
         memory_budget_bytes: Most memory of a batch, by ``cost``.
         target: SLO mode: a latency to keep.
+        account: Whose share of the workers' time its batches take; the task's by default.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Batcher:
         cost: OnlineCost | None = None,
         memory_budget_bytes: float | None = None,
         target: Target | None = None,
+        account: str = "",
     ) -> None:
         self._task = task
+        self._account = account
         self._max_wait_s = settings.max_wait_ms / 1_000
         self._next_id = next_id
         self._cost = cost
@@ -157,6 +160,7 @@ class Batcher:
             closed_at=now,
             closed_by=rule,
             fill=0.0,
+            account=self._account,
         )
         batch.fill = batch.size / self._max_size
         if self._cost is not None and batch.longest is not None:

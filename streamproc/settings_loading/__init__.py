@@ -35,7 +35,10 @@ from streamproc.settings_loading.source import Source
 DEFAULT_PATH = Path("streamproc.yaml")
 
 _ADDRESS = re.compile(r"(?:\[[^\]\s]+\]|[^:\s\[\]]+):(\d{1,5})")
-_FILES = ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file")
+_FILES: tuple[Loc, ...] = (
+    *(("kafka", name) for name in ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file")),
+    ("http", "token_file"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +124,9 @@ def _check_addresses(kafka: KafkaSettings, source: Source) -> None:
 
 def _check_files(settings: Settings, source: Source) -> None:
     """Files that the settings name must be there; saying so now beats an obscure failure at the first connection."""
-    for name in _FILES:
-        path: Path | None = getattr(settings.kafka, name)
+    for loc in _FILES:
+        path: Path | None = getattr(getattr(settings, str(loc[0])), str(loc[1]))
         if path is not None and not os.path.isfile(path):  # noqa: PTH113 - Path's own raises for names too long
-            loc = ("kafka", name)
             raise SettingsError(
                 f"there is no file {path}",
                 setting=dotted(loc),

@@ -37,7 +37,7 @@ MAY_IMPORT = {
 }
 STAGES = {
     *("source", "measuring", "measurer", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink"),
-    "ledger",
+    "ledger", "requests",
 }
 WIRING = {"task_stream", "processor", "inspection", "app"}
 
