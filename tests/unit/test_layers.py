@@ -37,7 +37,8 @@ MAY_IMPORT = {
 }
 STAGES = {
     *("source", "measuring", "measurer", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink"),
-    "ledger", "requests",
+    "ledger",
+    "requests",
 }
 WIRING = {"task_stream", "processor", "inspection", "app"}
 
