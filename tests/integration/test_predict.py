@@ -220,7 +220,8 @@ def test_a_request_whose_time_is_over_is_answered_and_not_run(tmp_path: Path) ->
 
 def test_a_thousand_clients_that_hang_up_leave_nothing_behind(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving() as it:
+        # Never full, so that none goes behind the batch that runs.
+        async with serving(task={"batch": {"max_size": 1_000, "max_wait_ms": 2}}) as it:
             running = await it.busy(tmp_path / "go")
             process = psutil.Process()
             await it.predict([])
