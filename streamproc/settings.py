@@ -566,6 +566,8 @@ class Settings(Section):
     """Folder of what `streamproc estimate` measured, `<task>.estimate.json`; that of the settings file by default."""
     http: HttpSettings = HttpSettings()
     logging: LoggingSettings = LoggingSettings()
+    settings_class: str | None = None
+    """`module:Name` of a class made of `streamproc.Settings`, with fields of your own beside these."""
     rebalance_drain_s: float = Field(default=10.0, ge=0)
     """How long records in flight may take to finish when their partition moves to another replica."""
     shutdown_timeout_s: float = Field(default=30.0, gt=0)
@@ -642,6 +644,10 @@ class Settings(Section):
                 keys=[("kafka", "session_timeout_ms"), interval_key],
             )
         return self
+
+    def backend_config(self) -> dict[str, Any]:
+        """Keyword arguments for the backend's configuration model; to be overridden, where own fields belong to it."""
+        return self.backend.config
 
     def topics_of(self, task: str) -> TaskTopics:
         """The topics of a task, the ones left out filled in."""

@@ -96,7 +96,7 @@ def backend_setup(settings: Settings) -> dict[str, str]:
     """
     backend = settings.backend
     try:
-        config = yaml.safe_dump(backend.config)
+        config = yaml.safe_dump(settings.backend_config())
     except yaml.YAMLError as error:
         raise SettingsError(
             f"it holds something that is no plain value: {error}",
