@@ -61,6 +61,11 @@ class Request:
         self._missing = 0
         self._metrics: dict[int, bytes] = {}
 
+    @property
+    def is_submitted(self) -> bool:
+        """Whether its records are here."""
+        return self._answer is not None
+
     def hold(self, size_bytes: int) -> None:
         """Take in so many more bytes. Raises RequestsFullError where the limit does not allow them."""
         self._requests.hold(self, size_bytes)
@@ -151,6 +156,10 @@ class Requests:
     def leases(self) -> list[Lease]:
         """The leases of those that wait."""
         return list(self._waiting)
+
+    def incomplete(self) -> list[Lease]:
+        """The leases of those whose records are not here yet."""
+        return [lease for lease, request in self._waiting.items() if not request.is_submitted]
 
     def open(self) -> Request:
         """Give a request a place. Raises RequestsFullError where none is left."""

@@ -137,7 +137,7 @@ class TaskStream:
         self.requests = Requests(
             self.topics.inputs[0],
             settings.http.predict,
-            RequestEvents(self._on_request, self._on_request_ended),
+            RequestEvents(self._take_in, self._on_request_ended),
             clock=clock,
             wall_clock=wall_clock,
         )
@@ -544,13 +544,6 @@ class TaskStream:
             self._count_request("full")
             raise
 
-    def _on_request(self, span: Span) -> None:
-        """A request's body is there; the task may have changed meanwhile."""
-        if not self._takes_requests:
-            self.requests.refuse(span.lease, self._unavailable())
-        else:
-            self._take_in(span)
-
     def _on_request_ended(self, lease: Lease, outcome: RequestOutcome, seconds: float) -> None:
         self._count_request(outcome)
         if outcome in ("ok", "failed"):
@@ -565,6 +558,8 @@ class TaskStream:
 
     def _refuse_requests(self) -> None:
         """Refuse the requests that no worker has yet; what runs is finished, and what fails now is not tried again."""
+        for lease in self.requests.incomplete():
+            self.requests.refuse(lease, self._unavailable())
         self._give_back(self._undispatched(set(self.requests.leases())))
         self._hand_back_waiting()
 
