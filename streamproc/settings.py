@@ -506,7 +506,7 @@ class HttpSettings(Section):
     """Port to listen at; 0 takes a free one and says which."""
     stalled_after_s: float = Field(default=300.0, gt=0)
     """Not alive when records wait and none was executed, or offsets wait and none was committed, for this long."""
-    token: SecretStr | None = None
+    token: SecretStr | None = Field(default=None, min_length=1)
     """What whoever asks for a prediction has to send as `Authorization: Bearer …`; better from STREAMPROC_HTTP__TOKEN
     or a file."""
     token_file: SettingsPath | None = None

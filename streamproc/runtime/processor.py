@@ -264,7 +264,7 @@ class Processor:
         for task in tasks:
             if (batch := task.take_again()) is not None:
                 return batch
-        lanes = [lane for task in tasks for lane in task.lanes]
+        lanes = [lane for task in tasks for lane in task.lanes_in_use]
         waiting = candidates(lanes, now, idle=self.pool.idle() > 0)
         if not waiting:
             return None
@@ -277,7 +277,7 @@ class Processor:
             deadline
             for task in self.tasks.values()
             if not task.circuit.is_open
-            for lane in task.lanes
+            for lane in task.lanes_in_use
             if not lane.crowded and (deadline := lane.batcher.deadline) is not None
         ]
         deadline = min(deadlines) if deadlines and self.pool.idle() else None

@@ -141,36 +141,37 @@ class Requests:
         self._events = events
         self._clock = clock
         self._wall_clock = wall_clock
-        self._waiting: dict[Lease, Request] = {}
+        self.waiting: dict[Lease, Request] = {}
+        """Those that have no answer yet."""
         self._opened = 0
         self.size_bytes = 0
         """Bytes of the bodies of those that wait."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def waits(self, lease: Lease) -> bool:
         """Whether somebody waits for the results of this request."""
-        return lease in self._waiting
+        return lease in self.waiting
 
     def leases(self) -> list[Lease]:
         """The leases of those that wait."""
-        return list(self._waiting)
+        return list(self.waiting)
 
     def incomplete(self) -> list[Lease]:
         """The leases of those whose records are not here yet."""
-        return [lease for lease, request in self._waiting.items() if not request.is_submitted]
+        return [lease for lease, request in self.waiting.items() if not request.is_submitted]
 
     def open(self) -> Request:
         """Give a request a place. Raises RequestsFullError where none is left."""
-        if len(self._waiting) >= self._settings.max_requests:
+        if len(self.waiting) >= self._settings.max_requests:
             raise RequestsFullError(
-                f"{len(self._waiting)} requests wait for their results, as many as http.predict.max_requests allows",
+                f"{len(self.waiting)} requests wait for their results, as many as http.predict.max_requests allows",
                 retry_after_s=FULL_RETRY_AFTER_S,
             )
         self._opened += 1
         request = Request(self, Lease(self._partition, self._opened), self._clock())
-        self._waiting[request.lease] = request
+        self.waiting[request.lease] = request
         return request
 
     def hold(self, request: Request, size_bytes: int) -> None:
@@ -194,19 +195,19 @@ class Requests:
 
     def complete(self, outcome: Outcome) -> None:
         """Some records of a request were executed, or failed for good."""
-        request = self._waiting.get(outcome.span.lease)
+        request = self.waiting.get(outcome.span.lease)
         if request is not None and request.take(outcome):
             self.end(request, request.answer(self._clock()))
 
     def refuse(self, lease: Lease, error: RequestError) -> None:
         """A request gets no results, for this reason."""
-        request = self._waiting.get(lease)
+        request = self.waiting.get(lease)
         if request is not None:
             request.refuse(error)
             self.end(request, "unavailable")
 
     def end(self, request: Request, outcome: RequestOutcome) -> None:
         """A request is over; the second time nothing happens."""
-        if self._waiting.pop(request.lease, None) is not None:
+        if self.waiting.pop(request.lease, None) is not None:
             self.size_bytes -= request.size_bytes
             self._events.on_ended(request.lease, outcome, self._clock() - request.arrived_at)

@@ -530,6 +530,11 @@ class TaskStream:
     # -- requests over HTTP
 
     @property
+    def lanes_in_use(self) -> Sequence[TaskStream | RequestLane]:
+        """Those that may have something for a worker: without requests nobody looks for some."""
+        return self.lanes if self.requests.waiting else self.lanes[:1]
+
+    @property
     def _takes_requests(self) -> bool:
         return self.state == "running" and not self.circuit.is_open
 
