@@ -201,7 +201,6 @@ def test_what_a_document_links_to_is_there(document: Path) -> None:
 def test_the_endpoints_that_documents_and_examples_name_exist() -> None:
     app = create_app(Mock(), Metrics(), HttpSettings(), inputs={})
     paths = {*app.openapi()["paths"], "/tasks/{task}/predict"}
-    assert paths <= {getattr(route, "path", "") for route in app.routes}
     named = {
         path
         for file in [*DOCUMENTS, *(ROOT / "examples").glob("*/*.yaml"), ROOT / "docker-compose.yml"]
