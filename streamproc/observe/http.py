@@ -1,11 +1,11 @@
-"""The sidecar's HTTP application: probes, metrics and status of a processor, and the circuits of its tasks.
+"""The sidecar's HTTP application: probes, metrics, status, predictions, and the circuits of the tasks.
 
-Every handler runs in the event loop and answers from memory, so that an answer takes no thread and waits for nothing.
-Nothing here loads a file from another server: there is no documentation page, and ``/openapi.json`` describes it all.
+Every handler runs in the event loop and answers from memory, so that an answer takes no thread and waits for nothing;
+but for predictions (``predict``), which wait for a worker. No page loads a file from another server (``docs``).
 
-Nobody is asked who they are. So what changes something is for this machine alone (whoever is on it may stop the process
-anyway), and not for a page in a browser on it: no other site's form can send the content type ``application/json``, its
-scripts may not without our consent, and browsers add ``Origin`` to whatever a page posts.
+Nobody is asked who they are here. So what changes something is for this machine alone (whoever is on it may stop the
+process anyway), and not for a page in a browser on it: no other site's form can send the content type
+``application/json``, its scripts may not without our consent, and browsers add ``Origin`` to whatever a page posts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -21,8 +22,11 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamproc.observe.docs import docs_routes
 from streamproc.observe.health import Health, HealthSummary, ProcessorView
 from streamproc.observe.metrics import Metrics, package_version
+from streamproc.observe.predict import describe, predict_routes
+from streamproc.observe.prediction import TaskInput
 from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus
 from streamproc.settings import HttpSettings
 
@@ -59,9 +63,32 @@ _REFUSALS = {
 """The sentences of the answers, which are their examples too; the one of 404 names what was asked for."""
 
 
-def create_app(view: ProcessorView, metrics: Metrics, settings: HttpSettings) -> FastAPI:
-    """The application for one processor; ``Sidecar`` serves it."""
-    app = FastAPI(
+class _Application(FastAPI):
+    """Documents predictions task by task, each with the records of its own."""
+
+    inputs: Mapping[str, TaskInput] = MappingProxyType({})
+    guarded = False
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made once."""
+        if self.openapi_schema is None:
+            describe(super().openapi(), self.inputs, guarded=self.guarded)
+        return super().openapi()
+
+
+def create_app(
+    view: ProcessorView,
+    metrics: Metrics,
+    settings: HttpSettings,
+    *,
+    inputs: Mapping[str, TaskInput] | None = None,
+    token: str | None = None,
+) -> FastAPI:
+    """The application for one processor; ``Sidecar`` serves it.
+
+    ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them.
+    """
+    app = _Application(
         title="streamproc",
         summary="The sidecar of a stream processor.",
         description="Health, metrics and status of one replica. Probes answer 200 or 503, with reasons.",
@@ -73,6 +100,10 @@ def create_app(view: ProcessorView, metrics: Metrics, settings: HttpSettings) ->
     app.include_router(_health_routes(view, settings.stalled_after_s))
     app.include_router(_observation_routes(view, metrics))
     app.include_router(_circuit_routes(view))
+    app.include_router(docs_routes())
+    if inputs is not None:
+        app.inputs, app.guarded = inputs, token is not None
+        app.include_router(predict_routes(view.request, settings.predict, list(inputs), token))
     app.add_middleware(RequestLog)
     return app
 
