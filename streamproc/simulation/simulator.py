@@ -225,7 +225,8 @@ class _Simulation:
             name, rule = chosen
             task = self._tasks[name]
             batch = task.batcher.take(now, rule)
-            batch.id, batch.task = next(self._ids), name  # their batchers do not know of each other
+            # Their batchers do not know of each other.
+            batch.id, batch.task, batch.account = next(self._ids), name, name
             if self._fairness is not None:
                 self._fairness.dispatched(batch)
             task.run.closed_by[rule] = task.run.closed_by.get(rule, 0) + 1
