@@ -21,13 +21,14 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamproc.observe.dashboard import dashboard_routes
 from streamproc.observe.health import Health, HealthSummary, ProcessorView
 from streamproc.observe.metrics import Metrics, package_version
 from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus
 from streamproc.settings import HttpSettings
 
-QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
-"""Polled every few seconds by machines: their requests are not logged."""
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/status"})
+"""Polled every few seconds by machines, or by the dashboard: their requests are not logged."""
 
 _JSON = "application/json"
 _OK = {"ok": True, "reasons": []}
@@ -73,6 +74,7 @@ def create_app(view: ProcessorView, metrics: Metrics, settings: HttpSettings) ->
     app.include_router(_health_routes(view, settings.stalled_after_s))
     app.include_router(_observation_routes(view, metrics))
     app.include_router(_circuit_routes(view))
+    app.include_router(dashboard_routes(token_set=False))
     app.add_middleware(RequestLog)
     return app
 
