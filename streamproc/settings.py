@@ -289,7 +289,7 @@ class LengthSettings(Section):
 
 
 class BatchSettings(Section):
-    """Which records go together in a batch, and when it closes: at the first of size, bytes and wait."""
+    """Which records go together in a batch, and when it closes: when it is full, has waited, or would be late."""
 
     strategy: Literal["none", "fifo", "bucketed", "exact"] = "fifo"
     """`none`: each record alone; `fifo`: in order of arrival; `bucketed`, `exact`: with others of about its length, to
@@ -305,6 +305,16 @@ class BatchSettings(Section):
     max_padded: int | None = Field(default=None, ge=1)
     """Most padded length of a batch, its records times the longest, in units of `length`; a longer record runs alone.
     For models that pad: it bounds a batch's time and memory."""
+    target_latency_ms: float | None = Field(default=None, gt=0)
+    """A latency to keep: a record's result is to be there so long after its arrival in the processor. Windows close in
+    time for it, by what batches are found to take; which records kept it is counted."""
+    target_margin_ms: float = Field(default=2.0, ge=0)
+    """Kept from the target for what predictions leave out: the way to the worker and back."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it is of use to predict what a batch takes."""
+        return self.length is not None or self.target_latency_ms is not None
 
     @property
     def length_text(self) -> str | None:
@@ -317,6 +327,17 @@ class BatchSettings(Section):
         if isinstance(data, dict) and "strategy" not in data and data.get("length") is not None:
             return {**data, "strategy": "bucketed"}
         return data
+
+    @model_validator(mode="after")
+    def _the_margin_leaves_a_target(self) -> Self:
+        target_ms = self.target_latency_ms
+        if target_ms is not None and self.target_margin_ms >= target_ms:
+            raise CrossFieldError(
+                f"{target_ms:g} is not above target_margin_ms ({self.target_margin_ms:g}), which is kept from it",
+                hint="raise the one or lower the other",
+                keys=[("target_latency_ms",), ("target_margin_ms",)],
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths_are_known(self) -> Self:
@@ -435,6 +456,8 @@ class TaskSettings(Section):
     metrics: MetricsTopicSettings = MetricsTopicSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     batch: BatchSettings = BatchSettings()
+    weight: float = Field(default=1.0, gt=0, le=1_000)
+    """The task's share of the workers' time, over the weights of all tasks that want it at the same time."""
     ordering: Literal["partition", "key", "unordered"] = "partition"
     """Results in input order per partition, per key, or as they complete."""
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -26,7 +27,7 @@ from streamproc.errors import BackendError, InferenceBackendLoadError, SettingsE
 
 if TYPE_CHECKING:
     from streamproc.broker.declared_topics import DeclaredTopic
-    from streamproc.settings import Settings
+    from streamproc.settings import BatchSettings, Settings
     from streamproc.settings_loading import Loaded
 
 app = typer.Typer()
@@ -36,7 +37,7 @@ _CHECK_WIDTH = 16
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was checked: ``ok``, ``failed``, or ``skipped`` for want of something to check with."""
+    """One thing that was checked: ``ok``, a ``warning``, ``failed``, or ``skipped`` for want of something to run."""
 
     check: str
     status: str
@@ -152,6 +153,8 @@ def _check_backend(report: _Report, loaded: Loaded, samples: dict[str, list[dict
                 report.found(Finding("backend", "ok", f"{path}, loaded in {answer['seconds']:.2f} s"))
             elif answer["event"] == "task":
                 report.found(_task_finding(answer))
+                if (warning := _target_finding(loaded.settings.tasks[answer["task"]].batch, answer)) is not None:
+                    report.found(warning)
             elif answer["event"] in ("failed", "settings"):
                 _raise(answer, loaded)
             if answer["event"] in ("loaded", "task") and (name := next(remaining, None)) is not None:
@@ -182,6 +185,24 @@ def _task_finding(answer: dict[str, Any]) -> Finding:
         "ok",
         f"{count_of(records, 'sample record')} in, as many out{failed}; {per_record:.3f} ms a record; "
         f"fields: {keys}{absent}{unmeasured}",
+    )
+
+
+def _target_finding(batch: BatchSettings, answer: dict[str, Any]) -> Finding | None:
+    """A warning where batches of samples took longer than the target leaves them."""
+    if batch.target_latency_ms is None or not answer["records"]:
+        return None
+    left_ms = batch.target_latency_ms - batch.target_margin_ms
+    took_ms = answer["milliseconds"] / math.ceil(answer["records"] / batch.max_size)
+    if took_ms <= left_ms:
+        return None
+    size = min(answer["records"], batch.max_size)
+    return Finding(
+        f"task {answer['task']}",
+        "warning",
+        f"a batch of {count_of(size, 'sample record')} took {took_ms:.1f} ms, and batch.target_latency_ms "
+        f"({batch.target_latency_ms:g}) less batch.target_margin_ms leaves {left_ms:g} ms: such records "
+        "cannot keep it; raise it, or lower batch.max_size or batch.max_padded",
     )
 
 

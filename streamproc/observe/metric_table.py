@@ -111,6 +111,14 @@ def _records() -> tuple[MetricSpec, ...]:
             "task",
             unit="seconds",
         ),
+        _spec(
+            group,
+            "counter",
+            "records_target_total",
+            "Records that a worker answered within batch.target_latency_ms of their arrival in the processor, and "
+            "beyond; where it is set.",
+            *("task", "target"),
+        ),
     )
 
 
@@ -316,6 +324,7 @@ LABEL_MEANINGS: dict[str, str] = {
     "stage": "where the record failed: `length`, `decode`, `schema`, `preprocess`, `transform_inputs`, `execute`, "
     "`transform_outputs`, `output`, `encode`, `worker` or `sink`",
     "kind": "the type of the error; `other` after the first 50 of a task, by cause, stage and kind",
+    "target": "`within` or `beyond`",
     "outcome": "`ok` or `failed`",
     "rule": ", ".join(f"`{rule}`" for rule in CLOSE_RULES),
     "step": ", ".join(f"`{step}`" for step in STEPS),

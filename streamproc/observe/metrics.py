@@ -58,6 +58,7 @@ class Metrics:
         self.records_retried = self._counter("streamproc_records_retried_total")
         self.record_length = self._histogram("streamproc_record_length_seconds")
         self.record_queue = self._histogram("streamproc_record_queue_seconds")
+        self.records_target = self._counter("streamproc_records_target_total")
         self.batches = self._counter("streamproc_batches_total")
         self.batches_closed = self._counter("streamproc_batches_closed_total")
         self.batch_size = self._histogram("streamproc_batch_size_records")
@@ -158,6 +159,8 @@ class TaskMetrics:
         self.records_out = metrics.records_out.labels(task)
         self.records_retried = metrics.records_retried.labels(task)
         self.record_queue = metrics.record_queue.labels(task)
+        self.within_target = metrics.records_target.labels(task, "within")
+        self.beyond_target = metrics.records_target.labels(task, "beyond")
         self.batches_ok = metrics.batches.labels(task, "ok")
         self.batches_failed = metrics.batches.labels(task, "failed")
         self.batches_closed: dict[str, Counter] = {

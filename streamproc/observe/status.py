@@ -64,6 +64,14 @@ class RecordCounts(StatusModel):
     """Executed again, counted at each execution beyond the first."""
 
 
+class TargetStatus(StatusModel):
+    """The latency that a task is to keep, and the records that were answered within it and beyond since the start."""
+
+    latency_ms: float
+    within: int = 0
+    beyond: int = 0
+
+
 class LastBatch(StatusModel):
     """The batch that a worker answered last."""
 
@@ -153,6 +161,10 @@ class TaskStatus(StatusModel):
     circuit: CircuitStatus = CircuitStatus()
     topics: list[str]
     group: str
+    weight: float = 1.0
+    """Its share of the workers' time, over the weights of all tasks that want it."""
+    target: TargetStatus | None = None
+    """Null where `batch.target_latency_ms` is not set."""
     partitions: list[PartitionStatus] = Field(default_factory=list)
     in_flight_records: int = 0
     in_flight_bytes: int = 0

@@ -22,26 +22,22 @@ is passed by no more batches than there are records before it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from streamproc.records import Batch, Lease, Span
 from streamproc.runtime.limits import Limits
 from streamproc.runtime.online_cost import OnlineCost
-from streamproc.runtime.window import Window
+from streamproc.runtime.window import Shape, Window
 from streamproc.runtime.window_bucketed import BucketedWindow
 from streamproc.runtime.window_exact import ExactWindow
 from streamproc.runtime.window_fifo import FifoWindow
 from streamproc.settings import BatchSettings
 
 OVERTAKEN = "overtaken"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """How long after its arrival a record's result should be there, and the margin that is kept from that."""
-
-    latency_s: float
-    margin_s: float = 0.0
+LEAST_MS = 1e-9
+UNKNOWN = 0.5
+"""The part of the target that a record may wait while nobody knows what batches take."""
+SHAPE_AHEAD = 8
+"""For a target the oldest record's batch is made out again once the window has grown by one part in so many."""
 
 
 class Batcher:
@@ -51,9 +47,8 @@ class Batcher:
         task: Its name.
         settings: Strategy and limits.
         next_id: Numbers batches.
-        cost: Predicts times and memory; needed where records have lengths.
+        cost: Predicts times and memory; needed where records have lengths, and for a target.
         memory_budget_bytes: Most memory of a batch, by ``cost``.
-        target: SLO mode: a latency to keep.
     """
 
     def __init__(
@@ -64,13 +59,13 @@ class Batcher:
         *,
         cost: OnlineCost | None = None,
         memory_budget_bytes: float | None = None,
-        target: Target | None = None,
     ) -> None:
         self._task = task
         self._max_wait_s = settings.max_wait_ms / 1_000
         self._next_id = next_id
         self._cost = cost
-        self._target = target
+        target_ms = settings.target_latency_ms
+        self._target_s = None if target_ms is None else (target_ms - settings.target_margin_ms) / 1_000
         self._max_size = 1 if settings.strategy == "none" else settings.max_size
         self._limits = Limits(
             self._max_size,
@@ -81,7 +76,11 @@ class Batcher:
         )
         self._window = _window(settings, self._limits, cost)
         self._look_from = 0
-        """Records from which on the knee may have been reached."""
+        """Records from which on the knee may have been reached, while none is longer than ``_look_longest``."""
+        self._look_longest = 0
+        self._shape = Shape(0, 0)
+        self._shape_until = 0
+        """Records from which on the oldest record's batch is made out anew, for the target."""
 
     @property
     def size(self) -> int:
@@ -109,7 +108,7 @@ class Batcher:
         if opened_at is None:
             return None
         deadline = opened_at + self._max_wait_s
-        return min(deadline, self._latest(opened_at)) if self._target is not None else deadline
+        return min(deadline, self._latest(opened_at)) if self._target_s is not None else deadline
 
     def full(self) -> str | None:
         """The rule by which a batch can grow no more, whoever waits."""
@@ -125,7 +124,7 @@ class Batcher:
             return rule
         if now >= opened_at + self._max_wait_s:
             return "wait"
-        if self._target is not None and now >= self._latest(opened_at):
+        if self._target_s is not None and now >= self._latest(opened_at):
             return "slo"
         if self._at_knee():
             return "knee"
@@ -143,8 +142,8 @@ class Batcher:
         opened_at = self._window.opened_at
         if opened_at is None:
             raise AssertionError("there is nothing to take")
-        self._look_from = 0
-        overdue = now >= opened_at + self._max_wait_s
+        overdue = self.deadline is not None and now >= self.deadline
+        self._look_from = self._shape_until = 0
         if rule == OVERTAKEN:
             spans = self._window.take_overtaken()
         else:
@@ -159,41 +158,54 @@ class Batcher:
             fill=0.0,
         )
         batch.fill = batch.size / self._max_size
-        if self._cost is not None and batch.longest is not None:
-            batch.predicted_ms = self._cost.model.time_ms(batch.size, batch.longest)
-            batch.predicted_bytes = self._cost.memory_bytes(batch.size, batch.longest) or None
+        if self._cost is not None:
+            length = batch.longest or 0
+            batch.predicted_ms = self._cost.model.time_ms(batch.size, length)
+            batch.predicted_bytes = self._cost.memory_bytes(batch.size, length) or None
         return batch
 
     def ran(self, batch: Batch, seen_ms: float) -> None:
         """A batch took so long in its worker: better predictions from now on."""
-        if self._cost is not None and batch.longest is not None:
-            self._cost.observe_time(batch.size, batch.longest, seen_ms)
+        if self._cost is not None:
+            self._cost.observe_time(batch.size, batch.longest or 0, seen_ms)
 
     def discard(self, leases: set[Lease] | None = None) -> list[Span]:
         """Give back the waiting records of these leases, or all of them."""
-        self._look_from = 0
+        self._look_from = self._shape_until = 0
         return self._window.discard(leases)
 
     def _latest(self, opened_at: float) -> float:
-        """When the oldest record's batch has to begin to be done within the target."""
-        if self._target is None or self._cost is None or not self._cost.trusted:
+        """When the oldest record's batch has to begin to be done within the target.
+
+        Once it runs, others that wait may become due too: they are allowed for, as if they had to run before.
+        """
+        if self._target_s is None or self._cost is None:
             return float("inf")
-        late_s = self._cost.late_ms(*self._window.shape()) / 1_000
-        return opened_at + self._target.latency_s - self._target.margin_s - late_s
+        if not self._cost.trusted:
+            return opened_at + self._target_s * UNKNOWN
+        size = self._window.size
+        if size >= self._shape_until:
+            # To make it out may take a plan. One for each record would be too many: it is made for what is to come too.
+            shape, growth = self._window.shape(), size // SHAPE_AHEAD
+            self._shape = shape._replace(size=min(shape.size + growth, self._max_size))
+            self._shape_until = size + growth + 1
+        late_ms = self._cost.late_ms(self._shape.size, self._shape.length) + self._shape.rest_ms
+        return opened_at + self._target_s - late_ms / 1_000
 
     def _at_knee(self) -> bool:
-        cost, size = self._cost, self._window.size
-        if cost is None or not cost.trusted or size < self._look_from:
+        cost, size, longest = self._cost, self._window.size, self._window.longest
+        if cost is None or not cost.trusted or (size < self._look_from and longest <= self._look_longest):
             return False
-        model, longest = cost.model, self._window.longest
-        if model.short_of_knee_ms(size, longest) > 0:
-            return False  # not even with all of them in one batch
-        short_ms = model.short_of_knee_ms(*self._window.shape())
-        if short_ms <= 0:
-            return True
+        model = cost.model
+        short_ms = model.short_of_knee_ms(size, longest)
+        if short_ms <= 0:  # with all of them in one batch
+            short_ms = model.short_of_knee_ms(*self._window.shape()[:2])
+            if short_ms <= 0:
+                return True
         # To make out the batch with the oldest record may take a plan, and one for each record would be too many: it is
         # made again once what came since could make up for what was short.
-        self._look_from = size + 1 + int(short_ms / model.record_ms(longest))
+        self._look_from = size + 1 + int(min(short_ms / max(model.record_ms(longest), LEAST_MS), self._max_size))
+        self._look_longest = longest
         return False
 
 

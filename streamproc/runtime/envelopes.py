@@ -106,8 +106,9 @@ def batch_record(
 
     packflow's execution metrics, and around them: ``records`` the batch was made of and what became of them, the rule
     that closed its window, fill of its maximum size, time in the worker, the time that was predicted, and who ran it.
-    Times are milliseconds, memory is in bytes. ``padding_ratio`` and the predictions are null where the task's records
-    have no length. Records that have none where they should are told of together, as ``closed_by: length``.
+    Times are milliseconds, memory is in bytes. ``padding_ratio`` is null where the task's records have no length, the
+    predictions where it has no target either. Records that have no length where they should are told of together, as
+    ``closed_by: length``.
     """
     batch = report.batch
     return orjson.dumps(

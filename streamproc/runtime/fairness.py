@@ -101,7 +101,7 @@ class Fairness:
     """The accounts of all tasks.
 
     Args:
-        weights: Of each task, above 0.
+        weights: Of each task, above 0: as ``weight`` in its settings.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:

@@ -24,6 +24,7 @@ from streamproc.observe.status import (
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
+    TargetStatus,
     TaskStatus,
     WindowStatus,
     WorkerStatus,
@@ -221,6 +222,8 @@ class Inspector:
         elif task.circuit.is_open:
             reason = _open_because(task, now)
         opened_at = task.batcher.opened_at
+        settings = self._processor.settings.tasks[task.name]
+        latency_ms = settings.batch.target_latency_ms
         return TaskStatus(
             state=cast("Literal['starting', 'running', 'draining', 'stopped']", task.state),
             paused=_paused(task),
@@ -228,6 +231,10 @@ class Inspector:
             circuit=self.circuit(task.name, now),
             topics=list(task.topics.inputs),
             group=task.group,
+            weight=settings.weight,
+            target=None
+            if latency_ms is None
+            else TargetStatus(latency_ms=latency_ms, within=task.counts.within, beyond=task.counts.beyond),
             partitions=partitions,
             in_flight_records=task.ledger.in_flight_records,
             in_flight_bytes=task.ledger.in_flight_bytes,

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -41,9 +42,22 @@ TICK_S = 1.0
 ENDS_EVERY_TICKS = 5
 CLOSE_TIMEOUT_S = 10.0
 CANCEL_GRACE_S = 0.5
-MIN_TIMER_S = 0.0002
+TIMER_S = 0.001
+"""What the event loop's timers can tell apart: libuv and epoll count whole milliseconds."""
+EARLY_S = TIMER_S / 2
+"""A window is due so long before its deadline: nearer than that no timer comes, and the next would be later by more."""
 
 log = logging.getLogger(__name__)
+
+
+def timer_delay_s(remaining_s: float) -> float:
+    """How long to set a timer for a window that is due in ``remaining_s`` and not within ``EARLY_S``.
+
+    Whole milliseconds, the nearest, one at least: so it is at most ``EARLY_S`` late, and where it comes that early the
+    window is due. libuv counts from a time that it has cut to milliseconds, so a timer may come up to one too early:
+    then it is set once more. Nothing is ever set for less, which uvloop would do at once, over and over.
+    """
+    return max(math.floor(remaining_s / TIMER_S + 0.5), 1) * TIMER_S
 
 
 class Processor:
@@ -117,7 +131,7 @@ class Processor:
             )
             for name in settings.tasks
         }
-        self._fairness = Fairness(dict.fromkeys(self.tasks, 1.0))
+        self._fairness = Fairness({name: task.weight for name, task in settings.tasks.items()})
         self._inspector = Inspector(self, wall_clock)
 
     # -- life
@@ -262,7 +276,7 @@ class Processor:
         for task in tasks:
             if (batch := task.take_again()) is not None:
                 return batch
-        waiting = candidates(tasks, now, idle=self.pool.idle() > 0)
+        waiting = candidates(tasks, now + EARLY_S, idle=self.pool.idle() > 0)
         if not waiting:
             return None
         chosen = self._fairness.choose(waiting)
@@ -282,8 +296,8 @@ class Processor:
             self._timer[1].cancel()
             self._timer = None
         if deadline is not None:
-            delay = max(deadline - now, MIN_TIMER_S)
-            self._timer = (deadline, asyncio.get_running_loop().call_later(delay, self._on_timer))
+            delay_s = timer_delay_s(deadline - now)
+            self._timer = (deadline, asyncio.get_running_loop().call_later(delay_s, self._on_timer))
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -115,7 +115,7 @@ class TaskStream:
         self._measuring = measuring
         self._pads_bytes = self._settings.batch.length is not None and measuring is None
         self.batcher = Batcher(
-            name, self._settings.batch, next_id, cost=None if self._settings.batch.length is None else OnlineCost()
+            name, self._settings.batch, next_id, cost=OnlineCost() if self._settings.batch.predicts else None
         )
         self._next_id = next_id
         self.ledger = Ledger()
@@ -368,6 +368,8 @@ class TaskStream:
         metrics.steps_ran(reply.metrics.get("execution_times") or {})
         metrics.decode.observe(reply.decode_ms / 1_000)
         metrics.encode.observe(reply.encode_ms / 1_000)
+        if (target_ms := self._settings.batch.target_latency_ms) is not None:
+            self._answered(batch, target_ms / 1_000)
         in_headers = self._settings.output.envelope == "result"
         report = BatchReport(
             batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
@@ -383,6 +385,15 @@ class TaskStream:
             self._complete(Outcome(span, reply.statuses[start:stop], reply.values[start:stop], report))
             start = stop
         batch.release()
+
+    def _answered(self, batch: Batch, target_s: float) -> None:
+        """Count the records that were answered within the target, and those that were not."""
+        since = self._clock() - target_s
+        within = sum([len(span.records) for span in batch.spans if span.arrived_at >= since])
+        self.counts.within += within
+        self.counts.beyond += batch.size - within
+        self._metrics.within_target.inc(within)
+        self._metrics.beyond_target.inc(batch.size - within)
 
     def failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
         """A batch was not executed to its end; ``executed`` says whether it was begun."""

@@ -33,6 +33,9 @@ class Counts:
     dead: int = 0
     dropped: int = 0
     retried: int = 0
+    within: int = 0
+    """Answered within the task's target."""
+    beyond: int = 0
 
 
 @dataclass(slots=True)

@@ -59,6 +59,8 @@ class FifoWindow:
         """Of the next batch."""
         if self._limits.by_length:
             self._look_again()  # what a batch may hold changes with the cost model
+        if not self._measured:
+            return Shape(min(self.size, self._limits.max_size), 0)
         return Shape(self._head.size, self._head.longest)
 
     def take(self, *, oldest: bool) -> list[Span]:  # noqa: ARG002 - the only batch there is has the oldest record

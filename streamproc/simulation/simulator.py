@@ -103,6 +103,10 @@ class Run:
         ordered = sorted(self.latencies_s)
         return ordered[min(max(math.ceil(quantile * len(ordered)) - 1, 0), len(ordered) - 1)] * 1_000
 
+    def within(self, latency_ms: float) -> float:
+        """The share of the records that took no longer than this."""
+        return sum(it * 1_000 <= latency_ms for it in self.latencies_s) / len(self.latencies_s)
+
 
 @dataclass(slots=True)
 class _Task:

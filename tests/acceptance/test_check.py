@@ -88,6 +88,17 @@ def test_what_was_checked_is_shown(check: Check) -> None:
     assert "fields: size" in out
 
 
+def test_a_target_that_the_samples_cannot_keep_is_a_warning(check: Check, folder: Path) -> None:
+    batch = "batch: {max_size: 2, target_latency_ms: %s, target_margin_ms: 1}"
+    (folder / "streamproc.yaml").write_text(SETTINGS.replace("batch: {max_size: 2}", batch % 5_000))
+    assert "warning" not in check().stdout
+    (folder / "streamproc.yaml").write_text(SETTINGS.replace("batch: {max_size: 2}", batch % 1.001))
+    finding = json.loads(check("--json").stdout)["checks"][-1]
+    assert (finding["check"], finding["status"]) == ("task text", "warning")
+    assert "a batch of 2 sample records took" in finding["detail"]
+    assert "leaves 0.001 ms" in finding["detail"]
+
+
 def test_a_script_gets_json_and_nothing_else(check: Check) -> None:
     report = json.loads(check("--json").stdout)
     assert report["ok"] is True

@@ -34,6 +34,12 @@ def _task(**changes: Any) -> dict[str, Any]:
     return {"tasks": {"text": {"input": {"topics": ["in"]}, **changes}}}
 
 
+def test_a_target_is_above_the_margin_that_is_kept_from_it() -> None:
+    error = _clash(**_task(batch={"target_latency_ms": 2}))
+    assert error.keys == (("target_latency_ms",), ("target_margin_ms",))
+    assert _settings(**_task(batch={"target_latency_ms": 2, "target_margin_ms": 1})).tasks["text"].batch.predicts
+
+
 def test_topics_that_are_left_out_follow_from_the_input_and_the_application() -> None:
     settings = _settings()
     topics = settings.topics_of("text")
