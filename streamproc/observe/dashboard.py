@@ -24,7 +24,6 @@ def dashboard_routes(*, token_set: bool) -> APIRouter:
         "Content-Security-Policy": _policy(text),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Opener-Policy": "same-origin",
         "Cache-Control": "no-cache",
     }
 
