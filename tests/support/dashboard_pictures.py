@@ -52,7 +52,7 @@ async def stream(bootstrap_servers: str, ends_at: float) -> None:
 
 async def take(browser: Browser, app: App, bootstrap_servers: str) -> None:
     """Look on while records stream, and take the pictures."""
-    wide = {"viewport": {"width": 1120, "height": 1150}}
+    wide = {"viewport": {"width": 1000, "height": 1040}}
     narrow = {"viewport": {"width": 360, "height": 900}, "device_scale_factor": 1.5}
     async with (
         a_context(browser, **wide, color_scheme="light") as (light, _),
