@@ -22,6 +22,7 @@
     pool     ─► PoolError                            the worker processes
                   └ WorkerStartError                   a worker cannot be brought to readiness
     sink     ─► SinkError                            results cannot be written and cannot be given up
+    formats  ─► RegistryError                        the schema registry does not answer, or refuses to
     policy   ─► TaskStoppedError                     a record failed and the settings say: stop
     sidecar  ─► PortTakenError                       the HTTP port is in use
              ─► SidecarError                         a command cannot ask the sidecar, or is refused by it
@@ -196,6 +197,14 @@ class SinkError(StreamprocError):
     def __init__(self, message: str, *, topic: str = "", partition: int = -1) -> None:
         self.topic = topic
         self.partition = partition
+        super().__init__(message)
+
+
+class RegistryError(StreamprocError):
+    """The schema registry does not answer, refuses to, or is none. ``url`` says which, without credentials."""
+
+    def __init__(self, message: str, *, url: str = "") -> None:
+        self.url = url
         super().__init__(message)
 
 

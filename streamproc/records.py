@@ -158,13 +158,13 @@ class Cause(StrEnum):
     """Why something failed, in the one word that policies, dead letters and metrics go by. The values are public."""
 
     INVALID = "invalid"
-    """The value is no JSON object, does not match its topic's schema, or is too large."""
+    """The value is no record in its task's format, does not match its topic's schema, or is too large."""
     REJECTED = "rejected"
     """The backend put a RecordError in the record's place."""
     EXCEPTION = "exception"
     """A step of the backend raised."""
     OUTPUT = "output"
-    """The backend answered with something else than one output per record, or with one that has no JSON form."""
+    """The backend answered with something else than one output per record, or with one that its format cannot hold."""
     CRASH = "crash"
     """The worker process died."""
     TIMEOUT = "timeout"
@@ -172,14 +172,16 @@ class Cause(StrEnum):
     OOM = "oom"
     """Memory ran out: the worker's, the device's, or what the worker may have."""
     TOO_LARGE = "too_large"
-    """The result does not fit its topic."""
+    """The record fits no batch, or the result not its topic."""
+    REGISTRY = "registry"
+    """The schema registry does not answer, or refuses to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a record, or a whole batch, failed.
 
-    ``stage`` is where on the path it happened (``length``, ``decode``, ``schema``, ``preprocess``,
+    ``stage`` is where on the path it happened (``length``, ``batch``, ``decode``, ``schema``, ``preprocess``,
     ``transform_inputs``, ``execute``, ``transform_outputs``, ``output``, ``encode``, ``worker``, ``sink``); ``kind``
     the error's type; ``message`` the sentence for people; ``traceback`` the last lines of an exception's, where one was
     raised.
@@ -203,9 +205,9 @@ class Batch:
 
     ``closed_by`` says which rule closed its window; ``attempt`` counts the executions that were begun, this one
     included; ``fill`` is its size over the task's maximum; ``predicted_ms`` and ``predicted_bytes`` are what a cost
-    model expected of it when its window closed, where the task has one. Of the executions before: ``retried`` has the
-    cause of each after which all of its records were retried together, ``died_alone`` that of each that a worker died
-    of with nothing but this one record.
+    model expected of it when its window closed, where the task has one, and ``model_bytes`` what the estimate by itself
+    has for it. Of the executions before: ``retried`` has the cause of each after which all of its records were retried
+    together, ``died_alone`` that of each that a worker died of with nothing but this one record.
     """
 
     id: int
@@ -221,6 +223,7 @@ class Batch:
     dispatched: bool = False
     predicted_ms: float | None = None
     predicted_bytes: float | None = None
+    model_bytes: float = 0.0
     size: int = field(init=False)
     size_bytes: int = field(init=False)
     longest: int | None = field(init=False)

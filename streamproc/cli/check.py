@@ -137,9 +137,29 @@ def _check(report: _Report, config: Path | None, records: Path | None, task: str
     report.doing("topics")
     declared = declared_topics(settings)
     report.found(_topics_finding(settings, declared))
+    _check_estimates(report, settings)
     report.doing("samples")
     samples = samples_of(settings, declared, records, task)
     _check_backend(report, loaded, samples)
+
+
+def _check_estimates(report: _Report, settings: Settings) -> None:
+    """Which estimate each task begins with, where there are some."""
+    from streamproc.runtime.batch_plan import described, plan_of  # noqa: PLC0415 - --help needs none of it
+    from streamproc.runtime.estimates import find_estimate  # noqa: PLC0415 - as above
+    from streamproc.runtime.worker_process import worker_environment  # noqa: PLC0415 - as above
+
+    for task in settings.tasks:
+        report.doing(f"estimate {task}")
+        found = find_estimate(settings, task, worker_environment(settings.pool, 0, os.environ))
+        if found is None:
+            continue
+        plan = plan_of(settings, task, found)
+        if plan.estimate is None:
+            report.found(Finding(f"estimate {task}", "skipped", found.warning))
+        else:
+            said = "; ".join(filter(None, (described(plan), found.warning)))
+            report.found(Finding(f"estimate {task}", "ok", said))
 
 
 def _check_backend(report: _Report, loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> None:
@@ -231,13 +251,16 @@ def _answers(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> Genera
 
 
 def _request(settings: Settings, samples: dict[str, list[dict[str, Any]]]) -> bytes:
-    from streamproc.runtime.startup import backend_setup, length_setup  # noqa: PLC0415 - --help needs none of it
+    from streamproc.runtime.startup import backend_setup, check_formats, length_setup  # noqa: PLC0415 - --help needs none of it
 
+    check_formats(settings)
     tasks = {
         name: {
             "records": records,
             "batch_size": settings.tasks[name].batch.max_size,
             "length": length_setup(settings.tasks[name]),
+            "input_format": settings.tasks[name].input.format,
+            "output_format": settings.tasks[name].output.format,
         }
         for name, records in samples.items()
     }

@@ -39,6 +39,7 @@ TIME_BUCKETS = (
 )
 SIZE_BUCKETS = (*(float(2**power) for power in range(17)), 100_000.0)
 PADDING_BUCKETS = (1.0, 1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+PREDICTION_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0)
 # Records beyond 0.99 are in full batches.
 RATIO_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0)
 
@@ -173,6 +174,34 @@ def _batches() -> tuple[MetricSpec, ...]:
             "task",
             unit="seconds",
         ),
+        _spec(
+            group,
+            "histogram",
+            "batch_time_over_predicted_ratio",
+            "Time of a batch in its worker over what was predicted of it; where the task has lengths or an estimate.",
+            "task",
+            unit="ratio",
+            buckets=PREDICTION_BUCKETS,
+        ),
+        _spec(
+            group,
+            "histogram",
+            "batch_memory_over_predicted_ratio",
+            "Most memory that a worker held during a batch over what was predicted of the largest that its process has "
+            "run; where the task has an estimate of memory.",
+            "task",
+            unit="ratio",
+            buckets=PREDICTION_BUCKETS,
+        ),
+        _spec(
+            group,
+            "gauge",
+            "memory_factor_ratio",
+            "What predictions of memory are multiplied by; it rises when workers hold more than predicted.",
+            "task",
+            unit="ratio",
+        ),
+        _spec(group, "counter", "batches_out_of_memory_total", "Batches that ran out of memory.", "task"),
         _spec(
             group,
             "histogram",
@@ -321,8 +350,8 @@ TABLE: tuple[MetricSpec, ...] = (
 
 LABEL_MEANINGS: dict[str, str] = {
     "task": "the task's name in the settings",
-    "stage": "where the record failed: `length`, `decode`, `schema`, `preprocess`, `transform_inputs`, `execute`, "
-    "`transform_outputs`, `output`, `encode`, `worker` or `sink`",
+    "stage": "where the record failed: `length`, `batch`, `decode`, `schema`, `preprocess`, `transform_inputs`, "
+    "`execute`, `transform_outputs`, `output`, `encode`, `worker` or `sink`",
     "kind": "the type of the error; `other` after the first 50 of a task, by cause, stage and kind",
     "target": "`within` or `beyond`",
     "outcome": "`ok` or `failed`",

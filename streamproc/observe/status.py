@@ -72,6 +72,30 @@ class TargetStatus(StatusModel):
     beyond: int = 0
 
 
+class CostStatus(StatusModel):
+    """What batches of a task are predicted to cost, and what limits them. See docs/batching.md for the coefficients."""
+
+    trusted: bool
+    """Whether times are more than a guess."""
+    alpha_ms: float
+    beta_ms: float
+    gamma_ms: float
+    delta_ms: float
+    a_bytes: float
+    b_bytes: float
+    c_bytes: float
+    d_bytes: float
+    kappa: float
+    """The factor on memory at present."""
+    estimate: str | None = None
+    """The file that it began with."""
+    memory_budget_mb: float | None = None
+    """Most memory that a worker may hold while it runs a batch, in MiB."""
+    memory_budget_source: str | None = None
+    max_size: int
+    max_padded: int | None = None
+
+
 class LastBatch(StatusModel):
     """The batch that a worker answered last."""
 
@@ -174,6 +198,8 @@ class TaskStatus(StatusModel):
     window: WindowStatus = WindowStatus()
     counts: RecordCounts = RecordCounts()
     last_batch: LastBatch | None = None
+    cost: CostStatus | None = None
+    """Null where records have no length and there is no estimate."""
     batches: BatchTotals = BatchTotals()
     failures: list[FailureStatus] = Field(default_factory=list)
     """Why records were given up, the most frequent reason first."""

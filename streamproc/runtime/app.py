@@ -18,6 +18,7 @@ import uvloop
 from streamproc.broker.connections import KafkaConnections
 from streamproc.broker.interface import Connections
 from streamproc.observe.logs import configure_logging
+from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.startup import declared_topics, warn_of_memory, worker_setup
 from streamproc.settings import Settings
@@ -37,6 +38,7 @@ class Application:
             settings,
             worker_setup(settings, declared_topics(settings)),
             connections or KafkaConnections(settings.kafka),
+            plans=batch_plans(settings, os.environ),
         )
         self.sidecar: Sidecar | None = None
         """None until it is started, and where ``http.enabled`` is false."""

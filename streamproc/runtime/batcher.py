@@ -23,9 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from streamproc.records import Batch, Lease, Span
+from streamproc.records import Batch, Failure, Lease, Span
 from streamproc.runtime.limits import Limits
 from streamproc.runtime.online_cost import OnlineCost
+from streamproc.runtime.refusal import Refusal
 from streamproc.runtime.window import Shape, Window
 from streamproc.runtime.window_bucketed import BucketedWindow
 from streamproc.runtime.window_exact import ExactWindow
@@ -47,7 +48,8 @@ class Batcher:
         task: Its name.
         settings: Strategy and limits.
         next_id: Numbers batches.
-        cost: Predicts times and memory; needed where records have lengths, and for a target.
+        cost: Predicts times and memory; needed where records have lengths, and for a target. Records without count as 1
+            long.
         memory_budget_bytes: Most memory of a batch, by ``cost``.
     """
 
@@ -74,6 +76,7 @@ class Batcher:
             cost=cost,
             memory_budget_bytes=memory_budget_bytes,
         )
+        self._refusal = Refusal(self._limits, cost) if settings.oversized == "dead_letter" else None
         self._window = _window(settings, self._limits, cost)
         self._look_from = 0
         """Records from which on the knee may have been reached, while none is longer than ``_look_longest``."""
@@ -91,6 +94,10 @@ class Batcher:
     def size_bytes(self) -> int:
         """Bytes of their values."""
         return self._window.size_bytes
+
+    def refused(self, span: Span) -> list[tuple[int, Failure]]:
+        """The records that fit no batch and are not to run alone, by their place in the span; not to be added."""
+        return [] if self._refusal is None else self._refusal.of(span)
 
     def add(self, span: Span) -> None:
         """Take records in; their window opened at ``span.arrived_at``."""
@@ -158,16 +165,54 @@ class Batcher:
             fill=0.0,
         )
         batch.fill = batch.size / self._max_size
-        if self._cost is not None:
-            length = batch.longest or 0
-            batch.predicted_ms = self._cost.model.time_ms(batch.size, length)
-            batch.predicted_bytes = self._cost.memory_bytes(batch.size, length) or None
+        self.predict(batch)
         return batch
+
+    def predict(self, batch: Batch) -> None:
+        """Note what is expected of a batch, as far as there is a model."""
+        if self._cost is not None:
+            shape = batch.size, _length(batch)
+            batch.predicted_ms = self._cost.model.time_ms(*shape)
+            batch.model_bytes = self._cost.model.memory_bytes(*shape)
+            batch.predicted_bytes = self._cost.memory_bytes(*shape) or None
 
     def ran(self, batch: Batch, seen_ms: float) -> None:
         """A batch took so long in its worker: better predictions from now on."""
+        self._limits.ran()
         if self._cost is not None:
-            self._cost.observe_time(batch.size, batch.longest or 0, seen_ms)
+            self._cost.observe_time(batch.size, _length(batch), seen_ms)
+
+    def held(self, model_bytes: float, seen_bytes: float) -> None:
+        """A worker held so much memory at its peak; the largest batch that its process ran has ``model_bytes``."""
+        if self._cost is not None:
+            self._cost.observe_memory(model_bytes, seen_bytes)
+
+    def out_of_memory(self, batch: Batch) -> int | None:
+        """A batch ran out of memory: make those to come smaller.
+
+        Returns: How many records of its length a batch may have now; None where it says nothing new. Parts of a batch
+        say nothing new, nor does a record alone, nor what was made before the limits were lowered to what they are.
+        """
+        length = _length(batch)
+        if batch.attempt > 1 or batch.size == 1 or batch.size > max(self._limits.n_max(length), 1):
+            return None
+        self._limits.out_of_memory(batch.size, length)
+        return max(self._limits.n_max(length), 1)
+
+    def forgive(self, batch: Batch) -> None:
+        """This one record of a batch that ran out of memory does so alone: the batch was not too large."""
+        if batch.attempt > 1:
+            self._limits.forgive()
+
+    @property
+    def cost(self) -> OnlineCost | None:
+        """What predicts times and memory."""
+        return self._cost
+
+    @property
+    def limits(self) -> Limits:
+        """What a batch may hold."""
+        return self._limits
 
     def discard(self, leases: set[Lease] | None = None) -> list[Span]:
         """Give back the waiting records of these leases, or all of them."""
@@ -207,6 +252,10 @@ class Batcher:
         self._look_from = size + 1 + int(min(short_ms / max(model.record_ms(longest), LEAST_MS), self._max_size))
         self._look_longest = longest
         return False
+
+
+def _length(batch: Batch) -> int:
+    return 1 if batch.longest is None else batch.longest
 
 
 def _window(settings: BatchSettings, limits: Limits, cost: OnlineCost | None) -> Window:

@@ -7,6 +7,7 @@ wait while no batch was executed for longer than one may compute, or offsets wai
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -17,6 +18,7 @@ from streamproc.observe.metrics import TaskMetrics, package_version
 from streamproc.observe.status import (
     BatchTotals,
     CircuitStatus,
+    CostStatus,
     FailureStatus,
     LastBatch,
     MeasurerStatus,
@@ -252,6 +254,23 @@ class Inspector:
             last_batch=self._last_batch(task),
             batches=_totals(processor.metrics.task(task.name)),
             failures=[_failure(it) for it in task.given_up()],
+            cost=self._cost(task),
+        )
+
+    @staticmethod
+    def _cost(task: TaskStream) -> CostStatus | None:
+        cost, plan = task.batcher.cost, task.plan
+        if cost is None:
+            return None
+        return CostStatus(
+            trusted=cost.trusted,
+            **asdict(cost.model),
+            kappa=cost.kappa,
+            estimate=None if plan.path is None else str(plan.path),
+            memory_budget_mb=None if plan.budget is None else round(plan.budget.size_bytes / 1_048_576, 1),
+            memory_budget_source=None if plan.budget is None else plan.budget.source,
+            max_size=plan.batch.max_size,
+            max_padded=plan.batch.max_padded,
         )
 
     @staticmethod

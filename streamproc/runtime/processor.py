@@ -30,6 +30,7 @@ from streamproc.observe.health import Health
 from streamproc.observe.metrics import Metrics
 from streamproc.observe.status import CircuitStatus, ProcessorStatus
 from streamproc.records import Batch, Failure
+from streamproc.runtime.batch_plan import BatchPlan
 from streamproc.runtime.fairness import Fairness, candidates
 from streamproc.runtime.inspection import Inspector
 from streamproc.runtime.measuring import Measuring, MeasuringEvents
@@ -67,6 +68,7 @@ class Processor:
         settings: What to run.
         setup: What the workers are told at their start, see ``startup.worker_setup``.
         connections: How to reach Kafka.
+        plans: How the tasks' batches begin, see ``batch_plan.batch_plans``; without estimates by default.
         metrics: Where to count; a registry of its own by default.
         clock: A clock that does not go back, in seconds.
         wall_clock: Seconds since 1970.
@@ -79,6 +81,7 @@ class Processor:
         setup: Mapping[str, Any],
         connections: Connections,
         *,
+        plans: Mapping[str, BatchPlan] | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -121,6 +124,7 @@ class Processor:
                 settings,
                 connections,
                 self.metrics.task(name),
+                plan=plans[name] if plans is not None else BatchPlan(settings.tasks[name].batch),
                 measuring=self.measuring if measured is not None and name in measured["tasks"] else None,
                 next_id=lambda: next(ids),
                 rng=rng or random.Random(),  # noqa: S311 - jitter, no secret

@@ -40,6 +40,7 @@ from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
     Batch,
     BatchReport,
+    Cause,
     Failure,
     Lease,
     Outcome,
@@ -49,6 +50,7 @@ from streamproc.records import (
     TopicPartition,
     value_sizes,
 )
+from streamproc.runtime.batch_plan import BatchPlan
 from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.circuit import Circuit
 from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
@@ -56,7 +58,6 @@ from streamproc.runtime.envelopes import batch_record
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.ledger import Ledger
 from streamproc.runtime.measuring import Measuring
-from streamproc.runtime.online_cost import OnlineCost
 from streamproc.runtime.pool import Reply
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
@@ -84,6 +85,7 @@ class TaskStream:
         connections: Connections,
         metrics: TaskMetrics,
         *,
+        plan: BatchPlan,
         measuring: Measuring | None,
         next_id: Callable[[], int],
         rng: random.Random,
@@ -94,11 +96,11 @@ class TaskStream:
     ) -> None:
         """``measuring`` tells the lengths of the task's records, where it has some that are not those of their values.
 
-        ``on_work`` is called when there may be something to dispatch, ``on_fatal`` once the task cannot go on.
+        ``plan`` says how its batches begin. ``on_work`` is called when there may be something to dispatch, ``on_fatal``
+        once the task cannot go on.
         """
         self.name = name
-        self.group = settings.group_of(name)
-        self.topics = settings.topics_of(name)
+        self.group, self.topics = settings.group_of(name), settings.topics_of(name)
         self._settings = settings.tasks[name]
         self._application = settings
         self._metrics = metrics
@@ -114,8 +116,9 @@ class TaskStream:
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
         self._measuring = measuring
         self._pads_bytes = self._settings.batch.length is not None and measuring is None
+        self.plan = plan
         self.batcher = Batcher(
-            name, self._settings.batch, next_id, cost=OnlineCost() if self._settings.batch.predicts else None
+            name, plan.batch, next_id, cost=plan.make_cost(), memory_budget_bytes=plan.memory_budget_bytes
         )
         self._next_id = next_id
         self.ledger = Ledger()
@@ -304,28 +307,45 @@ class TaskStream:
         self._metrics.records_in.inc(len(records))
         self.counts.taken += len(records)
         if self._measuring is None:
-            self.batcher.add(span)
+            self._add(span)
         else:
             self._measuring.add(self.name, span)
         self._on_work()
         return largest
+
+    def _add(self, span: Span) -> None:
+        """Records whose lengths are known, where they have some, go into the window."""
+        if not (refused := self.batcher.refused(span)):
+            self.batcher.add(span)
+            return
+        start = 0
+        for index, _ in refused:
+            if index > start:
+                self.batcher.add(span.part(start, index))
+            start = index + 1
+        if start < len(span.records):
+            self.batcher.add(span.part(start, len(span.records)))
+        self._fail_unexecuted([(span.part(index, index + 1), [failure]) for index, failure in refused], "oversized")
 
     def measured(self, spans: Sequence[Span]) -> None:
         """The lengths of these records are known."""
         now = self._clock()
         for span in spans:
             self._metrics.length.observe(now - span.arrived_at, len(span.records))
-            self.batcher.add(span)
+            self._add(span)
         self._on_work()
 
     def unmeasured(self, failed: Sequence[tuple[Span, Sequence[Failure]]]) -> None:
         """These records have no length, and fail for it, each for its own reason."""
+        self._fail_unexecuted(failed, "length")
+
+    def _fail_unexecuted(self, failed: Sequence[tuple[Span, Sequence[Failure]]], closed_by: str) -> None:
         self.progress += 1
         spans, now = [span for span, _ in failed], self._clock()
         opened_at = min([span.arrived_at for span in spans])
-        batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by="length", fill=0.0)
+        batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by=closed_by, fill=0.0)
         report = BatchReport(batch, None, b"{}", attempts=batch.attempt)
-        self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
+        self._report(report, None, 0, batch.size)
         for span, failures in failed:
             self._complete(Outcome(span, bytes([Status.FAILED]) * len(failures), failures, report))
         batch.release()
@@ -376,8 +396,11 @@ class TaskStream:
         )
         self.last = (report, reply.wall_ms)
         self.batcher.ran(batch, reply.wall_ms)
+        self._observe_memory(reply)
+        if batch.predicted_ms:
+            metrics.time_over_predicted.observe(reply.wall_ms / batch.predicted_ms)
         results = reply.statuses.count(Status.RESULT)
-        self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
+        self._report(report, reply, results, batch.size - results)
         start = 0
         for span, size_bytes in zip(batch.spans, reply.sizes, strict=True):
             stop = start + len(span.records)
@@ -395,6 +418,26 @@ class TaskStream:
         self._metrics.within_target.inc(within)
         self._metrics.beyond_target.inc(batch.size - within)
 
+    def _observe_memory(self, reply: Reply) -> None:
+        cost, estimate = self.batcher.cost, self.plan.estimate
+        if cost is None or estimate is None or reply.peak_bytes is None or not reply.batch.model_bytes:
+            return
+        if reply.peak_of == (estimate.measured.memory if estimate.measured is not None else "host"):
+            self._metrics.memory_over_predicted.observe(reply.peak_bytes / (cost.kappa * reply.model_bytes))
+            self.batcher.held(reply.model_bytes, reply.peak_bytes)
+            self._metrics.memory_factor.set(cost.kappa)
+
+    def _on_out_of_memory(self, batch: Batch) -> None:
+        self._metrics.out_of_memory.inc()
+        most = self.batcher.out_of_memory(batch)
+        if most is not None:
+            padded = "" if batch.longest is None else f" padded to {batch.longest}"
+            log.warning(
+                "task %s: a batch of %d records%s ran out of memory; from now on such a batch has at most %s, and "
+                "slowly more again as batches run; see batch.max_size, and `streamproc estimate --task %s`",
+                *(self.name, batch.size, padded, count_of(most, "record"), self.name),
+            )
+
     def failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
         """A batch was not executed to its end; ``executed`` says whether it was begun."""
         if not executed:
@@ -406,6 +449,8 @@ class TaskStream:
             "task %s: batch %d (%s) failed, execution %d, %s: %s",
             *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.cause, failure.message),
         )
+        if failure.cause is Cause.OOM:
+            self._on_out_of_memory(batch)
         decision = self._isolation.decide(batch, failure)
         if isinstance(decision, Retry) and all(span.lease in self._letting_go for span in batch.spans):
             self._give_back(batch.spans)
@@ -415,6 +460,8 @@ class TaskStream:
         elif isinstance(decision, Split):
             self._queue_again(*decision.parts)
         else:
+            if failure.cause is Cause.OOM:
+                self.batcher.forgive(batch)
             self._give_up(batch, failure, worker)
 
     def take_again(self) -> Batch | None:
@@ -426,6 +473,7 @@ class TaskStream:
                 continue
             if len(live) < len(batch.spans):
                 batch.restrict(live)
+            self.batcher.predict(batch)
             return batch
         return None
 
@@ -441,23 +489,25 @@ class TaskStream:
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
         """Every record of the batch has failed for good."""
         report = BatchReport(batch, worker, b"{}", attempts=batch.attempt)
-        self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
+        self._report(report, None, 0, batch.size)
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
         batch.release()
 
-    def _report(self, report: BatchReport, metrics: dict[str, Any], results: int, failed: int, wall_ms: float) -> None:
+    def _report(self, report: BatchReport, reply: Reply | None, results: int, failed: int) -> None:
+        """Write a batch's record in the metrics topic; without a reply it was not executed to its end."""
         if not all(self.ledger.is_live(span.lease) for span in report.batch.spans):
             return  # its partition has moved, and the new owner will report these records
         self._open_sink.write_metrics(
             self.name,
             batch_record(
                 report,
-                metrics=metrics,
+                metrics={"batch_size": 0} if reply is None else reply.metrics,
                 results=results,
                 failed=failed,
-                wall_ms=wall_ms,
+                wall_ms=0.0 if reply is None else reply.wall_ms,
+                peak_bytes=None if reply is None else reply.peak_bytes,
                 ended_at_ms=int(self._wall_clock() * 1_000),
                 version=self._application.backend.version,
             ),

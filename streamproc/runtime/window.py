@@ -49,7 +49,7 @@ class Window(Protocol):
 
     @property
     def longest(self) -> int:
-        """At least the greatest length that waits; 0 where lengths play no part."""
+        """At least the greatest length that waits; 1 where records have none."""
 
     def add(self, span: Span) -> None:
         """Take records in, behind those that came before."""

@@ -38,7 +38,7 @@ class ExactWindow:
         self._plan: slice | None = None
         self._planned_ms = 0.0
         """The time of all batches of the plan."""
-        self._planned_with = (cost.model, cost.kappa)
+        self._planned_with = (cost.model, cost.kappa, limits.load_limit)
 
     @property
     def size(self) -> int:
@@ -126,8 +126,9 @@ class ExactWindow:
 
     def _planned(self) -> slice:
         model = self._cost.model
-        if self._plan is None or self._planned_with != (model, self._cost.kappa):
-            self._planned_with = (model, self._cost.kappa)
+        planned_with = (model, self._cost.kappa, self._limits.load_limit)
+        if self._plan is None or self._planned_with != planned_with:
+            self._planned_with = planned_with
             waiting = self._sorted
             lengths = [it[0] for it in waiting]
             totals = list(range(len(waiting) + 1))

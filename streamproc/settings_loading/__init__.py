@@ -35,7 +35,10 @@ from streamproc.settings_loading.source import Source
 DEFAULT_PATH = Path("streamproc.yaml")
 
 _ADDRESS = re.compile(r"(?:\[[^\]\s]+\]|[^:\s\[\]]+):(\d{1,5})")
-_FILES = ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file")
+_FILES = {
+    "kafka": ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file"),
+    "schema_registry": ("password_file", "token_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +124,10 @@ def _check_addresses(kafka: KafkaSettings, source: Source) -> None:
 
 def _check_files(settings: Settings, source: Source) -> None:
     """Files that the settings name must be there; saying so now beats an obscure failure at the first connection."""
-    for name in _FILES:
-        path: Path | None = getattr(settings.kafka, name)
+    for section, name in [(section, name) for section, names in _FILES.items() for name in names]:
+        path: Path | None = getattr(getattr(settings, section), name)
         if path is not None and not os.path.isfile(path):  # noqa: PTH113 - Path's own raises for names too long
-            loc = ("kafka", name)
+            loc = (section, name)
             raise SettingsError(
                 f"there is no file {path}",
                 setting=dotted(loc),

@@ -20,7 +20,7 @@ from streamproc.yaml_lines import MAX_DEPTH
 
 SEED_VARIABLE = "INFERENCE_MAX_BATCH_SIZE"
 
-_NOT_SETTINGS = ("DEBUG", "REQUIRE_KAFKA", "WORKER")
+_NOT_SETTINGS = ("DEBUG", "REQUIRE_KAFKA", "REQUIRE_SENTENCES", "WORKER")
 _NOT_SETTINGS_PREFIX = "TEST_"
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT_\d+_(TCP|UDP)(_|$)|^_PORT$")
 """What Kubernetes and Docker inject for a service that is called streamproc, or streamproc-something."""

@@ -119,6 +119,25 @@ def test_a_script_gets_json_of_a_failure_too(check: Check, folder: Path) -> None
     assert report["checks"][-1]["detail"] == done.stderr.strip()
 
 
+def test_the_estimate_that_is_used_is_shown_with_what_differs(check: Check, folder: Path) -> None:
+    estimate = {
+        "length": None,
+        "fingerprint": {"backend": "other:Backend"},
+        "time": {"alpha_ms": 5},
+        "memory": {"a_bytes": 1000},
+        "max_size": 8,
+    }
+    (folder / "text.estimate.json").write_text(json.dumps(estimate))
+    found = next(it for it in json.loads(check("--json").stdout)["checks"] if it["check"] == "estimate text")
+    assert found["status"] == "ok"
+    assert "text.estimate.json: a batch has at most 2 records; memory budget of a worker: " in found["detail"]
+    assert "measured under other conditions (backend other:Backend, now inference:Backend)" in found["detail"]
+    (folder / "text.estimate.json").write_text(json.dumps({**estimate, "length": "bytes"}))
+    found = next(it for it in json.loads(check("--json").stdout)["checks"] if it["check"] == "estimate text")
+    assert found["status"] == "skipped"
+    assert "is not used: its lengths are bytes" in found["detail"]
+
+
 def test_records_of_a_file_take_the_samples_place(check: Check, folder: Path) -> None:
     (folder / "mine.jsonl").write_text('{"a": 5}\n\n')
     assert "1 sample record in" in check("--records", "mine.jsonl").stdout
@@ -298,6 +317,23 @@ def test_each_row_is_shown_when_it_is_there(folder: Path) -> None:
 def test_output_keys_that_no_output_has_are_named(check: Check, folder: Path) -> None:
     (folder / "streamproc.yaml").write_text(SETTINGS.replace("[a]}", "[a], output_keys: [size, label]}"))
     assert "declared in output_keys, and in no output: label" in check().stdout
+
+
+def test_samples_of_another_format_are_json_with_bytes_and_outputs_are_judged_by_theirs(
+    check: Check, folder: Path
+) -> None:
+    settings = SETTINGS.replace(
+        "input: {topics: [in]}", "input: {topics: [in], format: raw}\n    output: {format: raw}"
+    )
+    (folder / "streamproc.yaml").write_text(settings.replace("feature_names: [a]", "feature_names: []"))
+    (folder / "topics" / "in.yaml").write_text("topic: in\nsamples: in.jsonl\n")
+    (folder / "topics" / "in.jsonl").write_text('{"value": {"$base64": "/wA="}}\n')
+    backend = "import streamproc\n\nclass Backend(streamproc.InferenceBackend):\n  def execute(self, inputs):\n"
+    body = "        assert inputs == [{'value': bytes([255, 0])}]\n        return OUTPUT\n"
+    (folder / "inference.py").write_text(backend + body.replace("OUTPUT", "inputs"))
+    check()
+    (folder / "inference.py").write_text(backend + body.replace("OUTPUT", "[{'value': 5}]"))
+    assert "a raw result is" in " ".join(check(code=1).stderr.split())
 
 
 def test_a_file_of_records_that_is_not_there_is_a_usage_error(check: Check) -> None:

@@ -24,6 +24,7 @@ from streamproc.observe.status import (
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
+    TargetStatus,
     TaskStatus,
     WindowStatus,
     WorkerStatus,
@@ -116,6 +117,7 @@ def test_everything_of_a_status_is_on_the_page_with_units() -> None:
             counts=RecordCounts(taken=1_000, results=900, dead=7, dropped=3, retried=40),
             batches=BatchTotals(fill=Observed(count=10, sum=5), steps_ms={"execute": Observed(count=10, sum=120)}),
             measuring=5,
+            target=TargetStatus(latency_ms=50, within=97, beyond=3),
             window=WindowStatus(size=12, age_ms=3.1),
         )
         site.status = status_of(begun, measurer=MeasurerStatus(pid=99, state="ready", restarts=2))
@@ -140,6 +142,7 @@ def test_everything_of_a_status_is_on_the_page_with_units() -> None:
             await expect(text).to_contain_text("7 dead letters and 3 dropped of 1,000 records read; 900 results")
             await expect(text).to_contain_text("1 of 4,096 records failed lately")
             await expect(text).to_contain_text("12 records, 3.1 ms; 5 not measured yet")
+            await expect(text).to_contain_text("Latency to keep: 50 ms; 97 % of the records kept it.")
             await expect(text).to_contain_text("Changed by streamproc circuit open text")
             await expect(page.get_by_role("button")).to_have_count(0)
 

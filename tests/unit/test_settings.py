@@ -121,6 +121,69 @@ def test_incomplete_credentials_are_refused(kafka: dict[str, str], key: str) -> 
     assert _clash(kafka=kafka).keys[0] == (key,)
 
 
+URL = "https://registry:8081/path"
+
+
+@pytest.mark.parametrize(
+    ("registry", "key"),
+    [
+        ({"url": "registry:8081"}, "url"),
+        ({"url": "ftp://registry"}, "url"),
+        ({"url": "http://"}, "url"),
+        ({"url": "http://registry:99999"}, "url"),
+        ({"url": "http://[::1"}, "url"),
+        ({"url": "http://registry/a b"}, "url"),
+        ({"url": "http://registry?key=1"}, "url"),
+        ({"url": "https://me:hunter2@registry"}, "url"),
+        ({"url": URL, "username": "me"}, "username"),
+        ({"url": URL, "password": "hunter2"}, "username"),
+        ({"url": URL, "username": "me", "password": "hunter2", "password_file": "f"}, "password_file"),
+        ({"url": URL, "username": "me", "password": "x", "token": "hunter2"}, "token"),
+        ({"url": URL, "username": "me", "password": "x", "token_file": "f"}, "token_file"),
+        ({"url": URL, "token": "hunter2", "token_file": "f"}, "token_file"),
+        ({"url": URL, "ssl_cert_file": "cert.pem"}, "ssl_cert_file"),
+        ({"url": URL, "ssl_key_file": "key.pem"}, "ssl_key_file"),
+    ],
+)
+def test_a_registry_that_cannot_be_asked_is_refused_and_its_secrets_are_not_quoted(
+    registry: dict[str, str], key: str
+) -> None:
+    error = _clash(schema_registry=registry)
+    assert error.keys[0] == (key,)
+    assert "hunter2" not in str(error) + error.hint
+
+
+@pytest.mark.parametrize("role", ["input", "output"])
+@pytest.mark.parametrize("format_", ["avro", "protobuf", "json_schema"])
+def test_formats_with_schemas_need_a_registry(role: str, format_: str) -> None:
+    task = _task(**{"input": {"topics": ["in"]}, role: {"topics": ["in"], "format": format_}})
+    if role == "output":
+        task["tasks"]["text"]["output"].pop("topics")
+    assert _clash(**task).keys[0] == ("tasks", "text", role, "format")
+    assert _settings(**task, schema_registry={"url": URL}).schema_registry.url == URL
+
+
+@pytest.mark.parametrize("format_", ["raw", "avro", "protobuf", "json_schema"])
+def test_results_that_have_no_room_for_the_envelope_are_bare(format_: str) -> None:
+    registry = {"url": URL}
+    settings = _settings(**_task(output={"format": format_}), schema_registry=registry)
+    assert settings.tasks["text"].output.envelope == "result"
+    error = _clash(**_task(output={"format": format_, "envelope": "full"}), schema_registry=registry)
+    assert error.keys[0] == ("envelope",)
+
+
+@pytest.mark.parametrize(
+    ("output", "key"),
+    [
+        ({"subject": "s"}, "subject"),
+        ({"format": "raw", "schema_version": 1}, "schema_version"),
+        ({"format": "msgpack", "message": "M"}, "message"),
+    ],
+)
+def test_what_a_format_has_no_use_for_is_refused(output: dict[str, Any], key: str) -> None:
+    assert _clash(**_task(output=output)).keys[0] == (key,)
+
+
 def test_a_password_is_never_shown() -> None:
     kafka = {"security_protocol": "SASL_SSL", "sasl_username": "me", "sasl_password": "hunter2"}
     settings = _settings(kafka=kafka)
@@ -137,7 +200,13 @@ def test_only_exceptions_are_retried_unless_a_cause_says_otherwise() -> None:
     assert _policies(retries=5, backoff_ms=7, then="drop") == {
         **dict.fromkeys(("invalid", "rejected", "output", "crash", "timeout", "oom", "too_large"), (0, 7, "drop")),
         "exception": (5, 7, "drop"),
+        "registry": (5, 1_000, "drop"),
     }
+
+
+def test_a_registry_has_its_retries_also_where_something_else_is_said_of_it() -> None:
+    assert _policies(causes={"registry": {"then": "stop"}})["registry"] == (5, 1_000, "stop")
+    assert _policies(causes={"registry": {"retries": 0}})["registry"] == (0, 1_000, "dead_letter")
 
 
 def test_a_cause_overrides_what_it_names_and_leaves_the_rest() -> None:

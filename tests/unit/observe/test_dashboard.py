@@ -17,6 +17,7 @@ from streamproc.observe.dashboard import dashboard_routes
 from streamproc.observe.status import (
     BatchTotals,
     CircuitStatus,
+    CostStatus,
     FailureStatus,
     LastBatch,
     MeasurerStatus,
@@ -24,6 +25,7 @@ from streamproc.observe.status import (
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
+    TargetStatus,
     TaskStatus,
     WindowStatus,
     WorkerStatus,
@@ -42,6 +44,8 @@ READS: dict[str, type[BaseModel]] = {
     "failure": FailureStatus,
     "collecting": WindowStatus,
     "last": LastBatch,
+    "target": TargetStatus,
+    "cost": CostStatus,
 }
 """What the script calls the parts of a status."""
 
@@ -164,6 +168,7 @@ def test_every_part_of_a_task_and_of_its_circuit_is_shown(script: str) -> None:
         "totals": set[str](),
         "failure": set[str](),
         "last": set[str](),
+        "target": set[str](),
         "partition": {"epoch", "position"},
         "worker": set[str](),
     }.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamproc.records import Batch, Lease, Span
+from streamproc.records import Batch, Cause, Lease, Span
 from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.cost import CostModel
 from streamproc.runtime.online_cost import GUESS, OnlineCost
@@ -454,3 +455,106 @@ class BatcherAgainstModel(RuleBasedStateMachine):
 
 TestBatcherAgainstModel = BatcherAgainstModel.TestCase
 TestBatcherAgainstModel.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+# -- out of memory
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_after_an_out_of_memory_batches_are_smaller(strategy: str) -> None:
+    it = measured(strategy=strategy, max_size=10)
+    it.add(of_lengths(0, [100] * 40))
+    first = it.take(0.0, "size")
+    assert first.size == 10
+    assert it.out_of_memory(first) == 8
+    assert 6 <= it.take(0.0, it.due(0.0, backlog=True) or "").size <= 8
+
+
+def test_it_takes_neither_lengths_nor_an_estimate() -> None:
+    it = batcher(max_size=10)
+    it.add(span(lease(), 0, 40))
+    first = it.take(0.0, "size")
+    assert it.out_of_memory(first) == 8
+    assert it.full() == "memory"
+    again = it.take(0.0, "memory")
+    assert again.size == 8
+    for _ in range(3_000):
+        it.ran(again, 1.0)
+    assert it.full() == "size"
+    assert it.take(0.0, "size").size == 10
+
+
+def test_a_batch_that_would_be_too_large_by_now_says_nothing_new() -> None:
+    it = batcher(max_size=10)
+    it.add(span(lease(), 0, 20))
+    first, behind = it.take(0.0, "size"), it.take(0.0, "size")
+    assert it.out_of_memory(first) == 8
+    assert it.out_of_memory(behind) is None
+
+
+def test_parts_and_records_alone_say_nothing_new() -> None:
+    it = batcher(max_size=10)
+    it.add(span(lease(), 0, 11))
+    part, alone = it.take(0.0, "size"), it.take(0.0, "wait")
+    part.attempt = 2
+    assert alone.size == 1
+    assert (it.out_of_memory(part), it.out_of_memory(alone)) == (None, None)
+
+
+def test_one_record_that_runs_out_of_memory_alone_does_not_make_batches_smaller() -> None:
+    it = batcher(max_size=10)
+    it.add(span(lease(), 0, 30))
+    it.out_of_memory(it.take(0.0, "size"))
+    culprit = it.take(0.0, "size")
+    culprit.attempt = 4
+    it.forgive(culprit)
+    assert it.take(0.0, "wait").size == 10
+
+
+@given(
+    strategy=st.sampled_from(STRATEGIES),
+    lengths=st.lists(st.integers(0, 3_000), min_size=1, max_size=80),
+    room=st.integers(1, 60),
+    longest=st.integers(1, 3_000),
+)
+def test_memory_that_no_estimate_knows_of_is_found_and_kept_to(
+    strategy: str, lengths: list[int], room: int, longest: int
+) -> None:
+    """Whatever a worker has room for, soon no batch of more than one record exceeds it."""
+    settings_ = BatchSettings.model_validate({"length": "bytes", "strategy": strategy})
+    it = Batcher("text", settings_, lambda: 1, cost=OnlineCost())
+    failed = 0
+    for round_ in range(40):
+        it.add(of_lengths(round_ * len(lengths), lengths))
+        while it.size:
+            taken = it.take(0.0, "backlog")
+            assert taken.longest is not None
+            if taken.size > 1 and taken.size * max(taken.longest, 1) > room * longest:
+                failed += 1
+                assert it.out_of_memory(taken) is not None
+    assert failed <= 1 + math.log(80 * 3_000, 1.25)
+
+
+# -- records that fit no batch
+
+
+def test_records_that_fit_no_batch_are_told_with_what_is_wrong() -> None:
+    it = measured(memory=1_000, max_padded=2_000, max_bytes=50, oversized="dead_letter")
+    sizes, lengths = [10, 51, 10, -1, 10], [900, 10, 2_001, 1, 901]
+    one = Span(LEASE, 0, span(LEASE, 0, 5).records, sizes, 0.0, lengths)
+    refused = it.refused(one)
+    assert [index for index, _ in refused] == [1, 2, 4]
+    by_bytes, by_padding, by_memory = (failure.message for _, failure in refused)
+    assert "its value has 51 bytes, and batch.max_bytes is 50" in by_bytes
+    assert "its length is 2001, and batch.max_padded is 2000" in by_padding
+    assert "predicted to need 1001 bytes of memory, its length being 901, and a worker may hold 1000" in by_memory
+    assert {(failure.cause, failure.stage) for _, failure in refused} == {(Cause.TOO_LARGE, "batch")}
+    assert all("set batch.oversized to alone" in failure.message for _, failure in refused)
+
+
+def test_by_default_they_run_alone() -> None:
+    it = measured(memory=1_000)
+    one = of_lengths(0, [901, 10])
+    assert it.refused(one) == []
+    it.add(one)
+    assert [it.take(1.0, "wait").size, it.take(1.0, "wait").size] == [1, 1]
