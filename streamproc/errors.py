@@ -25,6 +25,9 @@
     formats  ─► RegistryError                        the schema registry does not answer, or refuses to
     policy   ─► TaskStoppedError                     a record failed and the settings say: stop
     sidecar  ─► PortTakenError                       the HTTP port is in use
+             ─► RequestError                         a request over HTTP gets no results
+                  ├ RequestsFullError                  as many wait as may
+                  └ TaskUnavailableError               its task takes none at the moment
              ─► SidecarError                         a command cannot ask the sidecar, or is refused by it
     anywhere ─► InternalError                        a fault of streamproc itself; the processor stops rather than limps
 
@@ -226,6 +229,22 @@ class PortTakenError(StreamprocError):
         self.host = host
         self.port = port
         super().__init__(message)
+
+
+class RequestError(StreamprocError):
+    """A request over HTTP gets no results. ``retry_after_s`` says when to try again, if that is known."""
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class RequestsFullError(RequestError):
+    """As many requests wait, or as many bytes of them, as the settings allow."""
+
+
+class TaskUnavailableError(RequestError):
+    """The task takes no requests: its circuit is open, or the processor starts or stops."""
 
 
 class SidecarError(StreamprocError):

@@ -7,6 +7,7 @@ each value; nothing here does I/O.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -647,8 +648,39 @@ class TaskSettings(Section):
         return self
 
 
+class PredictSettings(Section):
+    """Predictions over HTTP: `POST /tasks/<task>/predict`."""
+
+    enabled: bool | None = None
+    """Whether to answer them; by default where not everybody can ask: at a loopback address, or with a token."""
+    batch_with: Literal["apart", "kafka"] = "apart"
+    """`apart`: requests batch among themselves and share the workers with their task's records evenly; `kafka`: they
+    batch with the records, in order of arrival, and wait behind what was read before them."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """A request that has no results after this time is answered with 504, and its records are not run any more."""
+    max_requests: int = Field(default=1_000, ge=1)
+    """Most requests of a task that wait for their results; further ones are answered with 429."""
+    max_waiting_bytes: int = Field(default=33_554_432, ge=1)
+    """Most bytes of a task's requests that wait for their results; further ones are answered with 429."""
+    max_body_bytes: int = Field(default=1_048_576, ge=1)
+    """A larger body is answered with 413."""
+    max_records: int = Field(default=1_000, ge=1)
+    """Most records in a request; more are answered with 413."""
+
+    @model_validator(mode="after")
+    def _a_body_can_wait(self) -> Self:
+        if self.max_waiting_bytes < self.max_body_bytes:
+            raise CrossFieldError(
+                f"{self.max_waiting_bytes} is below max_body_bytes ({self.max_body_bytes}), so that such a body would "
+                "never be taken",
+                hint="raise the one or lower the other",
+                keys=[("max_waiting_bytes",), ("max_body_bytes",)],
+            )
+        return self
+
+
 class HttpSettings(Section):
-    """The sidecar: health, metrics and status over HTTP."""
+    """The sidecar: health, metrics, status and predictions over HTTP."""
 
     enabled: bool = True
     """Whether to serve it."""
@@ -658,6 +690,40 @@ class HttpSettings(Section):
     """Port to listen at; 0 takes a free one and says which."""
     stalled_after_s: float = Field(default=300.0, gt=0)
     """Not alive when records wait and none was executed, or offsets wait and none was committed, for this long."""
+    token: SecretStr | None = Field(default=None, min_length=1)
+    """What whoever asks for a prediction has to send as `Authorization: Bearer …`; better from STREAMPROC_HTTP__TOKEN
+    or a file."""
+    token_file: SettingsPath | None = None
+    """File that holds the token, for secrets mounted into a container."""
+    predict: PredictSettings = PredictSettings()
+    """Predictions over HTTP."""
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it listens where only this machine can ask."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def predicts(self) -> bool:
+        """Whether predictions are answered, the default filled in."""
+        guarded = self.is_private or self.token is not None or self.token_file is not None
+        return guarded if self.predict.enabled is None else self.predict.enabled
+
+    @model_validator(mode="after")
+    def _not_everybody_may_ask(self) -> Self:
+        if self.token is not None and self.token_file is not None:
+            keys = [("token_file",), ("token",)]
+            raise CrossFieldError("is set, and so is token", hint="keep one of them", keys=keys)
+        if self.predict.enabled and not (self.is_private or self.token is not None or self.token_file is not None):
+            raise CrossFieldError(
+                f"whoever reaches {self.host} could ask for predictions",
+                hint="set http.token_file, or STREAMPROC_HTTP__TOKEN in the environment, or listen at 127.0.0.1",
+                keys=[("predict", "enabled"), ("host",)],
+            )
+        return self
 
 
 class LoggingSettings(Section):
@@ -686,6 +752,8 @@ class Settings(Section):
     """Folder of what `streamproc estimate` measured, `<task>.estimate.json`; that of the settings file by default."""
     http: HttpSettings = HttpSettings()
     logging: LoggingSettings = LoggingSettings()
+    settings_class: str | None = None
+    """`module:Name` of a class made of `streamproc.Settings`, with fields of your own beside these."""
     rebalance_drain_s: float = Field(default=10.0, ge=0)
     """How long records in flight may take to finish when their partition moves to another replica."""
     shutdown_timeout_s: float = Field(default=30.0, gt=0)
@@ -783,6 +851,10 @@ class Settings(Section):
                 keys=[("kafka", "session_timeout_ms"), interval_key],
             )
         return self
+
+    def backend_config(self) -> dict[str, Any]:
+        """Keyword arguments for the backend's configuration model; to be overridden, where own fields belong to it."""
+        return self.backend.config
 
     def topics_of(self, task: str) -> TaskTopics:
         """The topics of a task, the ones left out filled in."""

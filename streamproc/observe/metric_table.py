@@ -23,12 +23,14 @@ Step = Literal["preprocess", "transform_inputs", "execute", "transform_outputs"]
 CloseRule = Literal["size", "bytes", "padding", "memory", "wait", "slo", "knee", "backlog", "overtaken", "split"]
 ProducerOutput = Literal["results", "metrics", "dead_letters"]
 WorkerState = Literal["starting", "ready", "busy", "stopping", "stopped"]
+RequestOutcome = Literal["ok", "failed", "invalid", "full", "unavailable", "timeout", "left"]
 RestartCause = Literal["exited", "killed", "oom", "deadline", "recycled", "start_failed"]
 
 STEPS: tuple[Step, ...] = get_args(Step)
 CLOSE_RULES: tuple[CloseRule, ...] = get_args(CloseRule)
 PRODUCER_OUTPUTS: tuple[ProducerOutput, ...] = get_args(ProducerOutput)
 WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
+REQUEST_OUTCOMES: tuple[RequestOutcome, ...] = get_args(RequestOutcome)
 RESTART_CAUSES: tuple[RestartCause, ...] = get_args(RestartCause)
 
 # From 0.1 ms to the longest batch that anyone waits for; dense around 1 ms, where a small model's steps are.
@@ -316,6 +318,43 @@ def _kafka() -> tuple[MetricSpec, ...]:
     )
 
 
+def _requests() -> tuple[MetricSpec, ...]:
+    group = "Requests"
+    return (
+        _spec(
+            group,
+            "counter",
+            "requests_total",
+            "Predictions over HTTP that were asked for, by what became of them.",
+            *("task", "outcome"),
+        ),
+        _spec(
+            group,
+            "histogram",
+            "request_seconds",
+            "Time from a request's first byte until its results are there, where there are some.",
+            "task",
+            unit="seconds",
+        ),
+        _spec(
+            group,
+            "gauge",
+            "waiting_requests",
+            "Requests that wait for their results; http.predict.max_requests is the most.",
+            "task",
+            unit="requests",
+        ),
+        _spec(
+            group,
+            "gauge",
+            "waiting_bytes",
+            "Bytes of their bodies; http.predict.max_waiting_bytes is the most.",
+            "task",
+            unit="bytes",
+        ),
+    )
+
+
 def _workers() -> tuple[MetricSpec, ...]:
     group = "Workers"
     return (
@@ -344,6 +383,7 @@ TABLE: tuple[MetricSpec, ...] = (
     *_batches(),
     *_flow(),
     *_kafka(),
+    *_requests(),
     *_workers(),
     _spec("Build", "gauge", "build_info", "Always 1; the version of streamproc is in its label.", "version"),
 )
@@ -354,7 +394,9 @@ LABEL_MEANINGS: dict[str, str] = {
     "`execute`, `transform_outputs`, `output`, `encode`, `worker` or `sink`",
     "kind": "the type of the error; `other` after the first 50 of a task, by cause, stage and kind",
     "target": "`within` or `beyond`",
-    "outcome": "`ok` or `failed`",
+    "outcome": "of a batch: `ok` or `failed`; of a request: `ok`, `failed` (one of its records at least), `invalid` "
+    "(no JSON, or too large), `full`, `unavailable` (the circuit is open, or the processor starts or stops), "
+    "`timeout`, or `left`, where its client hung up",
     "rule": ", ".join(f"`{rule}`" for rule in CLOSE_RULES),
     "step": ", ".join(f"`{step}`" for step in STEPS),
     "direction": "`decode` or `encode`",

@@ -22,6 +22,7 @@ from streamproc.observe.histogram import Histogram, HistogramFamily
 from streamproc.observe.metric_table import (
     CLOSE_RULES,
     PRODUCER_OUTPUTS,
+    REQUEST_OUTCOMES,
     RESTART_CAUSES,
     STEPS,
     TABLE,
@@ -29,6 +30,7 @@ from streamproc.observe.metric_table import (
     MetricKind,
     MetricSpec,
     ProducerOutput,
+    RequestOutcome,
     RestartCause,
     Step,
 )
@@ -49,7 +51,9 @@ def package_version() -> str:
 class Metrics:
     """All metrics of one processor. Its attributes are the rows of the metric table, without the prefix."""
 
-    def __init__(self, registry: CollectorRegistry | None = None, *, version: str | None = None) -> None:
+    def __init__(  # noqa: PLR0915 - a line for each metric
+        self, registry: CollectorRegistry | None = None, *, version: str | None = None
+    ) -> None:
         self.registry = CollectorRegistry() if registry is None else registry
         self.records_in = self._counter("streamproc_records_in_total")
         self.records_out = self._counter("streamproc_records_out_total")
@@ -87,6 +91,10 @@ class Metrics:
         self.rebalances = self._counter("streamproc_rebalances_total")
         self.producer_batches = self._counter("streamproc_producer_batches_total")
         self.producer_errors = self._counter("streamproc_producer_errors_total")
+        self.requests = self._counter("streamproc_requests_total")
+        self.request = self._histogram("streamproc_request_seconds")
+        self.waiting_requests = self._gauge("streamproc_waiting_requests")
+        self.waiting_bytes = self._gauge("streamproc_waiting_bytes")
         self.workers = self._gauge("streamproc_workers")
         self.worker_restarts = self._counter("streamproc_worker_restarts_total")
         self.measurer_restarts = self._counter("streamproc_measurer_restarts_total")
@@ -200,6 +208,13 @@ class TaskMetrics:
         self.producer_errors: dict[ProducerOutput, Counter] = {
             output: metrics.producer_errors.labels(task, output) for output in PRODUCER_OUTPUTS
         }
+
+        self.requests: dict[RequestOutcome, Counter] = {
+            outcome: metrics.requests.labels(task, outcome) for outcome in REQUEST_OUTCOMES
+        }
+        self.request = metrics.request.labels(task)
+        self.waiting_requests = metrics.waiting_requests.labels(task)
+        self.waiting_bytes = metrics.waiting_bytes.labels(task)
 
     def batch_dispatched(self, batch: Batch, now: float) -> None:
         """Count a batch that goes to a worker. Its waiting counts once, at the first attempt."""

@@ -96,6 +96,17 @@ class CostStatus(StatusModel):
     max_padded: int | None = None
 
 
+class RequestStatus(StatusModel):
+    """Predictions over HTTP."""
+
+    waiting: int = 0
+    """Requests that wait for their results."""
+    waiting_bytes: int = 0
+    """Bytes of their bodies."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Since the start of the process, by what became of them: the outcomes of `streamproc_requests_total`."""
+
+
 class LastBatch(StatusModel):
     """The batch that a worker answered last."""
 
@@ -197,6 +208,7 @@ class TaskStatus(StatusModel):
     """Records whose lengths are not known yet; they go to the window once they are."""
     window: WindowStatus = WindowStatus()
     counts: RecordCounts = RecordCounts()
+    requests: RequestStatus = RequestStatus()
     last_batch: LastBatch | None = None
     cost: CostStatus | None = None
     """Null where records have no length and there is no estimate."""

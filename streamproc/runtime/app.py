@@ -20,7 +20,7 @@ from streamproc.broker.interface import Connections
 from streamproc.observe.logs import configure_logging
 from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
-from streamproc.runtime.startup import declared_topics, warn_of_memory, worker_setup
+from streamproc.runtime.startup import declared_topics, http_token, task_inputs, warn_of_memory, worker_setup
 from streamproc.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,9 +34,11 @@ class Application:
 
     def __init__(self, settings: Settings, connections: Connections | None = None) -> None:
         warn_of_memory(settings)
+        self._declared = declared_topics(settings)
+        self._token = http_token(settings.http)
         self.processor = Processor(
             settings,
-            worker_setup(settings, declared_topics(settings)),
+            worker_setup(settings, self._declared),
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
         )
@@ -57,7 +59,9 @@ class Application:
         from streamproc.observe.server import Sidecar  # noqa: PLC0415 - as above
 
         http = self.processor.settings.http
-        return Sidecar(create_app(self.processor, self.processor.metrics, http), http.host, http.port)
+        inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
+        app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token)
+        return Sidecar(app, http.host, http.port)
 
     async def stop(self) -> None:
         """Stop the processor, then the sidecar, which answers until the end."""

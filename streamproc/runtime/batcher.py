@@ -51,6 +51,7 @@ class Batcher:
         cost: Predicts times and memory; needed where records have lengths, and for a target. Records without count as 1
             long.
         memory_budget_bytes: Most memory of a batch, by ``cost``.
+        account: Whose share of the workers' time its batches take; the task's by default.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Batcher:
         *,
         cost: OnlineCost | None = None,
         memory_budget_bytes: float | None = None,
+        account: str = "",
     ) -> None:
         self._task = task
+        self._account = account
         self._max_wait_s = settings.max_wait_ms / 1_000
         self._next_id = next_id
         self._cost = cost
@@ -163,6 +166,7 @@ class Batcher:
             closed_at=now,
             closed_by=rule,
             fill=0.0,
+            account=self._account,
         )
         batch.fill = batch.size / self._max_size
         self.predict(batch)

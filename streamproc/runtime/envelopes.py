@@ -117,6 +117,7 @@ def batch_record(
             "task": batch.task,
             "batch": batch.id,
             "records": batch.size,
+            "requested": batch.requested,
             "results": results,
             "failed": failed,
             **metrics,

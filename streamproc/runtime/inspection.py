@@ -26,6 +26,7 @@ from streamproc.observe.status import (
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
+    RequestStatus,
     TargetStatus,
     TaskStatus,
     WindowStatus,
@@ -72,6 +73,8 @@ class Inspector:
             metrics.paused_partitions.set(
                 task.source.assigned_partitions if task.source.held else len(task.source.paused)
             )
+            metrics.waiting_requests.set(len(task.requests))
+            metrics.waiting_bytes.set(task.requests.size_bytes)
             waiting = 0
             for books in task.ledger.partitions():
                 lag_records, lag_seconds = self._lag(task, books)
@@ -250,6 +253,9 @@ class Inspector:
                 dead=task.counts.dead,
                 dropped=task.counts.dropped,
                 retried=task.counts.retried,
+            ),
+            requests=RequestStatus(
+                waiting=len(task.requests), waiting_bytes=task.requests.size_bytes, counts=dict(task.counts.requests)
             ),
             last_batch=self._last_batch(task),
             batches=_totals(processor.metrics.task(task.name)),

@@ -35,6 +35,7 @@ from streamproc.runtime.fairness import Fairness, candidates
 from streamproc.runtime.inspection import Inspector
 from streamproc.runtime.measuring import Measuring, MeasuringEvents
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
+from streamproc.runtime.requests import Request
 from streamproc.runtime.startup import measurer_setup
 from streamproc.runtime.task_stream import TaskStream
 from streamproc.settings import Settings
@@ -135,7 +136,9 @@ class Processor:
             )
             for name in settings.tasks
         }
-        self._fairness = Fairness({name: task.weight for name, task in settings.tasks.items()})
+        self._lanes = {lane.name: lane for task in self.tasks.values() for lane in task.lanes}
+        weights = {lane.name: settings.tasks[name].weight for name, task in self.tasks.items() for lane in task.lanes}
+        self._fairness = Fairness(weights)
         self._inspector = Inspector(self, wall_clock)
 
     # -- life
@@ -280,18 +283,21 @@ class Processor:
         for task in tasks:
             if (batch := task.take_again()) is not None:
                 return batch
-        waiting = candidates(tasks, now + EARLY_S, idle=self.pool.idle() > 0)
+        lanes = [lane for task in tasks for lane in task.lanes_in_use]
+        waiting = candidates(lanes, now + EARLY_S, idle=self.pool.idle() > 0)
         if not waiting:
             return None
         chosen = self._fairness.choose(waiting)
-        return self.tasks[chosen.task].batcher.take(now, chosen.rule)
+        return self._lanes[chosen.task].batcher.take(now, chosen.rule)
 
     def _set_timer(self, now: float) -> None:
         """Wake at the next deadline; while no worker is free its answer wakes us, while results pile up their end."""
         deadlines = [
             deadline
             for task in self.tasks.values()
-            if not task.circuit.is_open and not task.crowded and (deadline := task.batcher.deadline) is not None
+            if not task.circuit.is_open
+            for lane in task.lanes_in_use
+            if not lane.crowded and (deadline := lane.batcher.deadline) is not None
         ]
         deadline = min(deadlines) if deadlines and self.pool.idle() else None
         if self._timer is not None:
@@ -360,6 +366,10 @@ class Processor:
     def status(self) -> ProcessorStatus:
         """Everything worth seeing."""
         return self._inspector.status(self.clock())
+
+    def request(self, task: str) -> Request:
+        """A place for a request. Raises TaskUnavailableError or RequestsFullError; KeyError where there is no task."""
+        return self.tasks[task].request()
 
     def open_circuit(self, task: str) -> CircuitStatus | None:
         """Pause a task by hand; None where there is no such task."""

@@ -12,7 +12,8 @@ import yaml
 
 from streamproc.broker.topics import DeclaredTopic, load_topics
 from streamproc.errors import SettingsError
-from streamproc.settings import Settings, TaskSettings
+from streamproc.observe.prediction import TaskInput
+from streamproc.settings import HttpSettings, Settings, TaskSettings
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,30 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
         "shared_memory_threshold_bytes": settings.pool.shared_memory_threshold_bytes,
         "logging": settings.logging.model_dump(),
     }
+
+
+def task_inputs(settings: Settings, declared: Mapping[str, DeclaredTopic]) -> dict[str, TaskInput]:
+    """What is known of the records of each task: a request's are checked by the schema of its first topic."""
+    inputs: dict[str, TaskInput] = {}
+    for name, task in settings.tasks.items():
+        topic = declared.get(task.input.topics[0])
+        inputs[name] = (
+            TaskInput() if topic is None else TaskInput(topic.schema_document, topic.samples, topic.description)
+        )
+    return inputs
+
+
+def http_token(http: HttpSettings) -> str | None:
+    """What whoever asks for predictions has to send, if anything. Raises SettingsError."""
+    if http.token_file is None:
+        return None if http.token is None else http.token.get_secret_value()
+    try:
+        token = http.token_file.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{http.token_file} cannot be read: {error}", setting="http.token_file") from error
+    if not token:
+        raise SettingsError(f"{http.token_file} is empty", setting="http.token_file", hint="put the token into it")
+    return token
 
 
 def measurer_setup(settings: Settings, workers: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -142,7 +167,7 @@ def backend_setup(settings: Settings) -> dict[str, str]:
     """
     backend = settings.backend
     try:
-        config = yaml.safe_dump(backend.config)
+        config = yaml.safe_dump(settings.backend_config())
     except yaml.YAMLError as error:
         raise SettingsError(
             f"it holds something that is no plain value: {error}",

@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamproc.errors import TaskStoppedError
 from streamproc.observe.metrics import MAX_FAILURE_KINDS, TaskMetrics
@@ -36,6 +36,8 @@ class Counts:
     within: int = 0
     """Answered within the task's target."""
     beyond: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    """Of these no records but requests over HTTP that have ended, by what became of them."""
 
 
 @dataclass(slots=True)

@@ -43,7 +43,7 @@ from streamproc.errors import (
 from streamproc.formats.values import samples_in
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
-from streamproc.records import Cause, Failure, Status
+from streamproc.records import NO_PARTITION, Cause, Failure, Status
 from streamproc.runtime.child import child_main, start_failure
 from streamproc.runtime.codec import Schema, shorten
 from streamproc.runtime.decoders import decoder_for, registry_of
@@ -211,7 +211,11 @@ class TaskRunner:
         start = 0
         for topic, partition, count in spans:
             part = slice(start, start + count)
-            values += self._envelope.wrap(results[part], metrics, (topic, partition), offsets[part], timestamps[part])
+            if partition == NO_PARTITION:  # the answer to a request is the parent's to write
+                values += results[part]
+            else:
+                source = (topic, partition)
+                values += self._envelope.wrap(results[part], metrics, source, offsets[part], timestamps[part])
             start += count
         return values
 

@@ -24,6 +24,7 @@ from streamproc.observe.status import (
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
+    RequestStatus,
     TargetStatus,
     TaskStatus,
     WindowStatus,
@@ -118,6 +119,7 @@ def test_everything_of_a_status_is_on_the_page_with_units() -> None:
             batches=BatchTotals(fill=Observed(count=10, sum=5), steps_ms={"execute": Observed(count=10, sum=120)}),
             measuring=5,
             target=TargetStatus(latency_ms=50, within=97, beyond=3),
+            requests=RequestStatus(waiting=2, waiting_bytes=2_048, counts={"ok": 201, "failed": 1, "left": 0}),
             window=WindowStatus(size=12, age_ms=3.1),
         )
         site.status = status_of(begun, measurer=MeasurerStatus(pid=99, state="ready", restarts=2))
@@ -143,6 +145,8 @@ def test_everything_of_a_status_is_on_the_page_with_units() -> None:
             await expect(text).to_contain_text("1 of 4,096 records failed lately")
             await expect(text).to_contain_text("12 records, 3.1 ms; 5 not measured yet")
             await expect(text).to_contain_text("Latency to keep: 50 ms; 97 % of the records kept it.")
+            predictions = "Predictions over HTTP: 201 ok, 1 failed; 2 requests waiting, with 2 KiB."
+            await expect(text).to_contain_text(predictions)
             await expect(text).to_contain_text("Changed by streamproc circuit open text")
             await expect(page.get_by_role("button")).to_have_count(0)
 

@@ -50,6 +50,7 @@ MAY_IMPORT = {
 STAGES = {
     *("source", "measuring", "measurer", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink"),
     "ledger",
+    "requests",
 }
 WIRING = {"task_stream", "processor", "inspection", "app"}
 

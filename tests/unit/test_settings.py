@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from streamproc.records import Cause
-from streamproc.settings import CauseSettings, CrossFieldError, Settings
+from streamproc.settings import CauseSettings, CrossFieldError, HttpSettings, Settings
 
 
 def _settings(**changes: Any) -> Settings:
@@ -239,3 +239,35 @@ def test_a_worker_must_not_be_killed_before_it_is_recycled() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         _settings().name = "other"  # type: ignore[misc] # what mypy's plugin refuses, pydantic shall refuse too
+
+
+@pytest.mark.parametrize(
+    ("http", "predicts"),
+    [
+        ({}, True),
+        ({"host": "localhost"}, True),
+        ({"host": "::1"}, True),
+        ({"host": "0.0.0.0"}, False),  # noqa: S104 - nothing listens here
+        ({"host": "0.0.0.0", "token": "x"}, True),  # noqa: S104 - as above
+        ({"host": "sidecar.example", "token_file": "x"}, True),
+        ({"predict": {"enabled": False}}, False),
+    ],
+)
+def test_predictions_are_answered_where_not_everybody_can_ask(http: dict[str, Any], predicts: bool) -> None:
+    assert HttpSettings.model_validate(http).predicts is predicts
+
+
+@pytest.mark.parametrize(
+    ("http", "says"),
+    [
+        ({"host": "0.0.0.0", "predict": {"enabled": True}}, "set http.token_file"),  # noqa: S104 - as above
+        ({"token": "x", "token_file": "y"}, "keep one of them"),
+        ({"token": ""}, "at least 1"),
+        ({"predict": {"max_waiting_bytes": 10}}, "raise the one or lower the other"),
+    ],
+)
+def test_predictions_for_everybody_or_of_bodies_that_could_never_wait_are_refused(
+    http: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValidationError, match=says):
+        HttpSettings.model_validate(http)

@@ -25,6 +25,7 @@ from streamproc.observe.status import (
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
+    RequestStatus,
     TargetStatus,
     TaskStatus,
     WindowStatus,
@@ -45,6 +46,7 @@ READS: dict[str, type[BaseModel]] = {
     "collecting": WindowStatus,
     "last": LastBatch,
     "target": TargetStatus,
+    "requests": RequestStatus,
     "cost": CostStatus,
 }
 """What the script calls the parts of a status."""
@@ -134,7 +136,7 @@ def test_nothing_on_the_page_comes_from_elsewhere(page: str) -> None:
         for name, value in attributes.items()
         if name in {"href", "src", "srcset", "action", "formaction", "data", "poster", "background", "ping"}
     ]
-    assert set(named) == {"data:,", "status", "health", "metrics", "openapi.json"}, (
+    assert set(named) == {"data:,", "status", "health", "metrics", "docs", "redoc"}, (
         "of this sidecar, whatever its prefix"
     )
     assert re.findall(r"https?:|wss?:|url\(|@import|[\"'`]//", page) == []
@@ -169,6 +171,7 @@ def test_every_part_of_a_task_and_of_its_circuit_is_shown(script: str) -> None:
         "failure": set[str](),
         "last": set[str](),
         "target": set[str](),
+        "requests": set[str](),
         "partition": {"epoch", "position"},
         "worker": set[str](),
     }.items():
