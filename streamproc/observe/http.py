@@ -199,7 +199,7 @@ def _observation_routes(view: ProcessorView, metrics: Metrics) -> APIRouter:
 def _circuit_routes(view: ProcessorView, token: str | None) -> APIRouter:
     router = APIRouter(tags=["circuit"])
     # Either is enough: the token, or to be on this machine.
-    security = None if token is None else {"security": [{"token": []}, {}]}
+    security: dict[str, Any] | None = None if token is None else {"security": [{"token": []}, {}]}
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Refusal, **_example({"detail": detail})} for status, detail in _REFUSALS.items()
     }
