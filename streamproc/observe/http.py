@@ -3,9 +3,10 @@
 Every handler runs in the event loop and answers from memory, so that an answer takes no thread and waits for nothing;
 but for predictions (``predict``), which wait for a worker. No page loads a file from another server (``docs``).
 
-Nobody is asked who they are here. So what changes something is for this machine alone (whoever is on it may stop the
-process anyway), and not for a page in a browser on it: no other site's form can send the content type
-``application/json``, its scripts may not without our consent, and browsers add ``Origin`` to whatever a page posts.
+What changes something is for whoever has the token. Without one it is for this machine alone (whoever is on it may stop
+the process anyway), and not for a page in a browser on it: no other site's form can send the content type
+``application/json``, its scripts may not without our consent, and browsers add ``Origin`` to whatever a page posts. No
+other site's page knows the token, which no cookie holds.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamproc.observe.dashboard import dashboard_routes
 from streamproc.observe.docs import docs_routes
 from streamproc.observe.health import Health, HealthSummary, ProcessorView
 from streamproc.observe.metrics import Metrics, package_version
-from streamproc.observe.predict import describe, predict_routes
+from streamproc.observe.predict import describe, has_token, predict_routes
 from streamproc.observe.prediction import TaskInput
 from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus
 from streamproc.settings import HttpSettings
 
-QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
-"""Polled every few seconds by machines: their requests are not logged."""
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/status"})
+"""Polled every few seconds by machines, or by the dashboard: their requests are not logged."""
 
 _JSON = "application/json"
 _OK = {"ok": True, "reasons": []}
@@ -55,7 +57,9 @@ class Refusal(BaseModel):
 
 
 _REFUSALS = {
-    403: "only this machine may do that, and no page in a browser; use `streamproc circuit` where the processor runs",
+    401: "that is not the token of http.token",
+    403: "without http.token only this machine may do that, and no page in a browser; use `streamproc circuit` where "
+    "the processor runs",
     404: "there is no task txt; the tasks are: text",
     409: "the processor is stopping, and its tasks take nothing more",
     415: "send the header `Content-Type: application/json`, which no other site's form can send",
@@ -86,7 +90,8 @@ def create_app(
 ) -> FastAPI:
     """The application for one processor; ``Sidecar`` serves it.
 
-    ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them.
+    ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them, and for
+    changes from elsewhere than this machine.
     """
     app = _Application(
         title="streamproc",
@@ -97,12 +102,14 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
+    app.guarded = token is not None
     app.include_router(_health_routes(view, settings.stalled_after_s))
     app.include_router(_observation_routes(view, metrics))
-    app.include_router(_circuit_routes(view))
+    app.include_router(_circuit_routes(view, token))
+    app.include_router(dashboard_routes(token_set=token is not None))
     app.include_router(docs_routes())
     if inputs is not None:
-        app.inputs, app.guarded = inputs, token is not None
+        app.inputs = inputs
         app.include_router(predict_routes(view.request, settings.predict, list(inputs), token))
     app.add_middleware(RequestLog)
     return app
@@ -189,14 +196,19 @@ def _observation_routes(view: ProcessorView, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _circuit_routes(view: ProcessorView) -> APIRouter:
+def _circuit_routes(view: ProcessorView, token: str | None) -> APIRouter:
     router = APIRouter(tags=["circuit"])
+    # Either is enough: the token, or to be on this machine.
+    security: dict[str, Any] | None = None if token is None else {"security": [{"token": []}, {}]}
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Refusal, **_example({"detail": detail})} for status, detail in _REFUSALS.items()
     }
 
     def carry_out(request: Request, task: str, change: Callable[[str], CircuitStatus | None]) -> Response:
-        if not _from_this_machine(request):
+        if token is not None and "authorization" in request.headers:
+            if not has_token(request, token):
+                return _refuse(401)
+        elif not _from_this_machine(request):
             return _refuse(403)
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != _JSON:
             return _refuse(415)
@@ -211,10 +223,11 @@ def _circuit_routes(view: ProcessorView) -> APIRouter:
         "/tasks/{task}/circuit/close",
         name="close_circuit",
         summary="Let a task go on that was paused because too many records failed, or by hand",
-        description="Counting begins at zero. 200 also where the circuit is closed already. From this machine only; "
-        "the body is not read.",
+        description="Counting begins at zero. 200 also where the circuit is closed already. From this machine "
+        "only, or with the token; the body is not read.",
         response_model=CircuitStatus,
         responses={200: _example(_CLOSED), **refusals},
+        openapi_extra=security,
     )
     async def close(task: str, request: Request) -> Response:
         return carry_out(request, task, view.close_circuit)
@@ -224,10 +237,11 @@ def _circuit_routes(view: ProcessorView) -> APIRouter:
         name="open_circuit",
         summary="Pause a task by hand",
         description="It takes nothing more and stays in its group; it does not go on by itself. 200 also where the "
-        "circuit is open already, which then does not close by itself any more. From this machine only; the body is "
-        "not read.",
+        "circuit is open already, which then does not close by itself any more. From this machine only, or with "
+        "the token; the body is not read.",
         response_model=CircuitStatus,
         responses={200: _example(_OPEN), **refusals},
+        openapi_extra=security,
     )
     async def open_(task: str, request: Request) -> Response:
         return carry_out(request, task, view.open_circuit)
