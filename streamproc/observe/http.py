@@ -1,6 +1,7 @@
-"""The sidecar's HTTP application: probes, metrics and status of a processor, and the circuits of its tasks.
+"""The sidecar's HTTP application: probes, metrics and status of a processor, the circuits of its tasks, reloads.
 
-Every handler runs in the event loop and answers from memory, so that an answer takes no thread and waits for nothing.
+Every handler runs in the event loop and answers from memory, so that an answer takes no thread and waits for nothing;
+but for a reload, which waits for the new workers.
 Nothing here loads a file from another server: there is no documentation page, and ``/openapi.json`` describes it all.
 
 Nobody is asked who they are. So what changes something is for this machine alone (whoever is on it may stop the process
@@ -13,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -21,9 +22,10 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamproc.errors import ReloadBusyError, ReloadRefusedError
 from streamproc.observe.health import Health, HealthSummary, ProcessorView
 from streamproc.observe.metrics import Metrics, package_version
-from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus
+from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus, ReloadStatus
 from streamproc.settings import HttpSettings
 
 QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
@@ -59,8 +61,22 @@ _REFUSALS = {
 """The sentences of the answers, which are their examples too; the one of 404 names what was asked for."""
 
 
-def create_app(view: ProcessorView, metrics: Metrics, settings: HttpSettings) -> FastAPI:
-    """The application for one processor; ``Sidecar`` serves it."""
+_RELOAD_REFUSALS = {
+    403: "only this machine may do that, and no page in a browser; use `streamproc reload` where the processor runs",
+    409: "another reload is under way; how it ends is in the log and in /status",
+    415: _REFUSALS[415],
+    422: "its worker 0 did not become ready: the backend inference:Backend cannot be loaded",
+}
+
+
+def create_app(
+    view: ProcessorView,
+    metrics: Metrics,
+    settings: HttpSettings,
+    *,
+    reload: Callable[[], Awaitable[ReloadStatus]] | None = None,
+) -> FastAPI:
+    """The application for one processor; ``Sidecar`` serves it. ``reload`` reloads it, where it has files to read."""
     app = FastAPI(
         title="streamproc",
         summary="The sidecar of a stream processor.",
@@ -73,6 +89,8 @@ def create_app(view: ProcessorView, metrics: Metrics, settings: HttpSettings) ->
     app.include_router(_health_routes(view, settings.stalled_after_s))
     app.include_router(_observation_routes(view, metrics))
     app.include_router(_circuit_routes(view))
+    if reload is not None:
+        app.include_router(_reload_routes(reload))
     app.add_middleware(RequestLog)
     return app
 
@@ -160,15 +178,11 @@ def _observation_routes(view: ProcessorView, metrics: Metrics) -> APIRouter:
 
 def _circuit_routes(view: ProcessorView) -> APIRouter:
     router = APIRouter(tags=["circuit"])
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": Refusal, **_example({"detail": detail})} for status, detail in _REFUSALS.items()
-    }
+    refusals = _documented(_REFUSALS)
 
     def carry_out(request: Request, task: str, change: Callable[[str], CircuitStatus | None]) -> Response:
-        if not _from_this_machine(request):
-            return _refuse(403)
-        if request.headers.get("content-type", "").split(";")[0].strip().lower() != _JSON:
-            return _refuse(415)
+        if (status := _not_allowed(request)) is not None:
+            return _refuse(status)
         if view.stopping:
             return _refuse(409)
         circuit = change(task)
@@ -202,6 +216,44 @@ def _circuit_routes(view: ProcessorView) -> APIRouter:
         return carry_out(request, task, view.open_circuit)
 
     return router
+
+
+def _reload_routes(reload: Callable[[], Awaitable[ReloadStatus]]) -> APIRouter:
+    router = APIRouter(tags=["reload"])
+
+    @router.post(
+        "/reload",
+        name="reload",
+        summary="Read settings, topics and backend again, and go on with them in new workers",
+        description="Answers when the new workers have taken over: that may take as long as the backend takes to load. "
+        "422 where this version is refused; the one before goes on. From this machine only; the body is not read.",
+        response_model=ReloadStatus,
+        responses={
+            200: _example(EXAMPLE.model_dump(mode="json")["last_reload"]),
+            **_documented(_RELOAD_REFUSALS),
+        },
+    )
+    async def reload_(request: Request) -> Response:
+        if (status := _not_allowed(request)) is not None:
+            return _refuse(status, _RELOAD_REFUSALS[status])
+        try:
+            done = await reload()
+        except ReloadRefusedError as error:
+            return _refuse(409 if isinstance(error, ReloadBusyError) else 422, str(error))
+        return Response(done.model_dump_json(), media_type=_JSON)
+
+    return router
+
+
+def _documented(refusals: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Refusal, **_example({"detail": detail})} for status, detail in refusals.items()}
+
+
+def _not_allowed(request: Request) -> int | None:
+    """The status of the answer to whoever may change nothing here; None for those who may."""
+    if not _from_this_machine(request):
+        return 403
+    return None if request.headers.get("content-type", "").split(";")[0].strip().lower() == _JSON else 415
 
 
 def _from_this_machine(request: Request) -> bool:

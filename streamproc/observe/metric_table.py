@@ -23,12 +23,14 @@ Step = Literal["preprocess", "transform_inputs", "execute", "transform_outputs"]
 CloseRule = Literal["size", "bytes", "padding", "memory", "wait", "slo", "knee", "backlog", "overtaken", "split"]
 ProducerOutput = Literal["results", "metrics", "dead_letters"]
 WorkerState = Literal["starting", "ready", "busy", "stopping", "stopped"]
+ReloadOutcome = Literal["taken", "refused"]
 RestartCause = Literal["exited", "killed", "oom", "deadline", "recycled", "start_failed"]
 
 STEPS: tuple[Step, ...] = get_args(Step)
 CLOSE_RULES: tuple[CloseRule, ...] = get_args(CloseRule)
 PRODUCER_OUTPUTS: tuple[ProducerOutput, ...] = get_args(ProducerOutput)
 WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
+RELOAD_OUTCOMES: tuple[ReloadOutcome, ...] = get_args(ReloadOutcome)
 RESTART_CAUSES: tuple[RestartCause, ...] = get_args(RestartCause)
 
 # From 0.1 ms to the longest batch that anyone waits for; dense around 1 ms, where a small model's steps are.
@@ -284,6 +286,7 @@ def _workers() -> tuple[MetricSpec, ...]:
     return (
         _spec(group, "gauge", "workers", "Worker processes by state.", "state"),
         _spec(group, "counter", "worker_restarts_total", "Workers replaced, by cause.", "cause"),
+        _spec(group, "counter", "reloads_total", "Hot reloads: new versions taken, and those refused.", "outcome"),
         _spec(
             group,
             "counter",
@@ -316,7 +319,7 @@ LABEL_MEANINGS: dict[str, str] = {
     "stage": "where the record failed: `length`, `decode`, `schema`, `preprocess`, `transform_inputs`, `execute`, "
     "`transform_outputs`, `output`, `encode`, `worker` or `sink`",
     "kind": "the type of the error; `other` after the first 50 of a task, by cause, stage and kind",
-    "outcome": "`ok` or `failed`",
+    "outcome": f"of a batch: `ok` or `failed`; of a reload: {' or '.join(f'`{it}`' for it in RELOAD_OUTCOMES)}",
     "rule": ", ".join(f"`{rule}`" for rule in CLOSE_RULES),
     "step": ", ".join(f"`{step}`" for step in STEPS),
     "direction": "`decode` or `encode`",

@@ -169,6 +169,15 @@ class Batcher:
         if self._cost is not None and batch.longest is not None:
             self._cost.observe_time(batch.size, batch.longest, seen_ms)
 
+    def take_over(self, before: Batcher) -> None:
+        """The waiting records of a batcher whose settings, or costs, hold no more; strategy and lengths are the same.
+
+        Whoever was overtaken there is still: results may pile up that wait for it.
+        """
+        for span in before.discard():
+            self._window.add(span)
+        self._window.overtake()
+
     def discard(self, leases: set[Lease] | None = None) -> list[Span]:
         """Give back the waiting records of these leases, or all of them."""
         self._look_from = 0

@@ -38,6 +38,7 @@ from streamproc.errors import (
 from streamproc.observe.metric_table import ProducerOutput
 from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
+    FIRST_GENERATION,
     Batch,
     BatchReport,
     Failure,
@@ -114,19 +115,17 @@ class TaskStream:
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
         self._measuring = measuring
         self._pads_bytes = self._settings.batch.length is not None and measuring is None
-        self.batcher = Batcher(
-            name, self._settings.batch, next_id, cost=None if self._settings.batch.length is None else OnlineCost()
-        )
-        self._next_id = next_id
+        self._next_id, self._rng = next_id, rng
+        self._generation, self._versions = FIRST_GENERATION, {FIRST_GENERATION: settings.backend.version}
+        self.batcher = self._make_batcher()
         self.ledger = Ledger()
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
         self.circuit = Circuit(self._settings.on_error.circuit)
         # A transaction holds an unbroken run of every partition, since it commits one offset for it.
         self._sequencer = make_sequencer("partition" if self._transactions else self._settings.ordering)
-        limits = self._settings.limits
         self.source = Source(
             self.consumer,
-            Room(limits.max_in_flight_records, limits.max_in_flight_bytes),
+            self._make_room(),
             lambda: (self.ledger.outstanding_records, self.ledger.in_flight_bytes),
             self.ledger.loads,
             on_records=self._on_records,
@@ -165,6 +164,14 @@ class TaskStream:
         """The batch that was executed last, and its time in the worker, in milliseconds."""
         self._late = 0
 
+    def _make_batcher(self) -> Batcher:
+        cost = None if self._settings.batch.length is None else OnlineCost()
+        return Batcher(self.name, self._settings.batch, self._next_id, cost=cost)
+
+    def _make_room(self) -> Room:
+        limits = self._settings.limits
+        return Room(limits.max_in_flight_records, limits.max_in_flight_bytes)
+
     def _make_producer(
         self, client_id: str, instance: str | None, rng: random.Random
     ) -> tuple[TransactionalProducer | None, Producer]:
@@ -178,6 +185,27 @@ class TaskStream:
             client_id=client_id, compression=compression, transactional_id=transactional_id
         )
         return producer, producer
+
+    # -- another version
+
+    def reload(self, settings: Settings, generation: int) -> None:
+        """Go on by other settings, as far as they may differ (``reload``), with workers of this generation.
+
+        What is in flight stays where it is. What was learnt of the old version, its costs and failures, is forgotten;
+        a circuit that these have opened closes, one that was opened by hand does not.
+        """
+        self._application, self._settings = settings, settings.tasks[self.name]
+        self._generation = generation
+        self._versions[generation] = settings.backend.version
+        before, self.batcher = self.batcher, self._make_batcher()
+        self.batcher.take_over(before)
+        self._isolation = Isolation(self._settings.on_error, self._next_id, self._rng)
+        self._verdicts.reload(self._settings.on_error)
+        self.source.reload(self._make_room())
+        if self.circuit.is_open and not self.circuit.by_hand:
+            self.close_circuit("with the reload")
+        self.circuit.reload(self._settings.on_error.circuit)
+        self._on_work()
 
     # -- start and stop
 
@@ -369,7 +397,8 @@ class TaskStream:
             batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
         )
         self.last = (report, reply.wall_ms)
-        self.batcher.ran(batch, reply.wall_ms)
+        if batch.generation == self._generation:
+            self.batcher.ran(batch, reply.wall_ms)
         results = reply.statuses.count(Status.RESULT)
         self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
         start = 0
@@ -444,7 +473,7 @@ class TaskStream:
                 failed=failed,
                 wall_ms=wall_ms,
                 ended_at_ms=int(self._wall_clock() * 1_000),
-                version=self._application.backend.version,
+                version=self._versions[report.batch.generation or self._generation],
             ),
         )
 
