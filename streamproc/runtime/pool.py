@@ -334,9 +334,9 @@ class Pool:
 
     def _retire(self, worker: Worker) -> None:
         """It gets no more batches; once it has answered those that it has, it ends."""
-        if worker.successor is not None:
-            self._drop(worker.successor)
-            worker.successor = worker.successor.replaces = None
+        if (successor := worker.successor) is not None:
+            worker.successor = successor.replaces = None
+            self._drop(successor)
         if worker.batches:
             worker.state = "retiring"
         elif worker.open:
