@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streamproc.records import Cause as FailureCause
 from streamproc.records import Failure, Outcome, Status
-from streamproc.runtime.batcher import Batcher
+from streamproc.runtime.batcher import OVERTAKEN, Batcher
 from streamproc.runtime.circuit import Circuit
 from streamproc.runtime.online_cost import OnlineCost
 from streamproc.runtime.reload import _MAY_CHANGE, fixed_changes
@@ -125,8 +125,8 @@ def test_a_batchers_successor_has_what_waited_and_knows_that_some_was_overtaken(
     assert (before.size, after.size, after.opened_at) == (0, left, opened_at)
     if overtaken:
         assert after.overtaken(), "results that pile up wait for these, and nothing else would be dispatched"
-    while (rule := after.overtaken()) is not None:
-        keep(lambda rule=rule: after.take(0.0, rule))
+    while after.overtaken():
+        keep(lambda: after.take(0.0, OVERTAKEN))
     while after.size:
         keep(lambda: after.take(0.0, "wait"))
     assert sorted(out) == list(range(first))
