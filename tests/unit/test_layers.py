@@ -39,7 +39,7 @@ STAGES = {
     *("source", "measuring", "measurer", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink"),
     "ledger",
 }
-WIRING = {"task_stream", "processor", "inspection", "app"}
+WIRING = {"task_stream", "processor", "inspection", "reload", "app"}
 
 
 def part_of(module: str) -> str:
