@@ -268,7 +268,7 @@ def test_a_version_that_fails_on_the_sample_records_is_refused(project: Callable
         topics = it.folder / "topics"
         (topics / "samples").mkdir(parents=True)
         (topics / "samples" / "in.jsonl").write_text(json.dumps({"id": 1}) + "\n")
-        (topics / "in.yaml").write_text("name: in\npartitions: 2\nsamples: samples/in.jsonl\n")
+        (topics / "in.yaml").write_text("topic: in\npartitions: 2\nsamples: samples/in.jsonl\n")
         async with it.running() as (processor, reloader):
             it.write(2)
             file = it.folder / "inference.py"
