@@ -186,6 +186,7 @@ class Measuring:
         self._candidate = candidate.taking_over = None
         self._measurer = candidate
         self._failed_starts = 0
+        self.initialized.set()
         self._again[:0] = [chunk for chunk in before.chunks if chunk.left()]
         before.chunks.clear()
         self._drop(before)

@@ -189,7 +189,7 @@ class Pool:
         self._wake = asyncio.Event()
         """Ends the pauses before restarts when the pool stops."""
         self.initialized = asyncio.Event()
-        """Set once a worker has initialized the backend."""
+        """Set once a worker has initialized the backend; one that a reload may still refuse does not count."""
 
     # -- what the processor asks
 
@@ -297,6 +297,7 @@ class Pool:
         self._generation = candidates.generation
         outgoing, self._workers = self._workers, candidates.workers
         self._failed_starts.clear()
+        self.initialized.set()
         for worker in outgoing.values():
             self._retire(worker)
         self._events.on_room()
@@ -599,9 +600,9 @@ class Pool:
             if not self._is_candidate(worker):
                 self._cancel_timer(worker)
                 self._failed_starts.pop(worker.index, None)
+                self.initialized.set()
             worker.initialize_s = _number(frame.head, "initialize_s")
             worker.state = "ready"
-            self.initialized.set()
             log.info("worker %d (pid %d) initialized in %.3f s", worker.index, worker.pid, worker.initialize_s)
         was_ready, worker.ready = worker.ready, frame.kind is Kind.READY
         if worker.ready and worker.replaces is not None:

@@ -335,6 +335,17 @@ def test_a_new_worker_has_as_long_as_it_may_initialize_until_its_backend_is_read
         preparing.result()
 
 
+def test_a_pool_that_never_started_counts_as_initialized_once_a_reload_is_taken(stage: Callable[..., Stage]) -> None:
+    it = stage()
+    pool = it.open()
+    preparing = prepare(it)
+    it.processes[1].become_ready()
+    preparing.result()
+    assert not pool.initialized.is_set(), "the group is not joined for what may still be refused"
+    it.loop.do(pool.switch)
+    assert pool.initialized.is_set()
+
+
 def test_a_reload_can_change_how_many_workers_there_are(stage: Callable[..., Stage]) -> None:
     it = stage(workers=3)
     pool = it.open()
