@@ -262,7 +262,16 @@ def test_a_broken_version_is_refused_with_its_reason_and_the_old_one_goes_on(
     run(test)
 
 
-def test_a_version_that_fails_on_the_sample_records_is_refused(project: Callable[..., Project]) -> None:
+@pytest.mark.parametrize(
+    ("line", "broken", "reason"),
+    [
+        ("for it in inputs:", "for it in inputs[0]['text']:", "execute.* KeyError: 'text'"),
+        ("for it in inputs]", "for it in inputs[1:]]", "the backend answered 0 outputs; return one per record"),
+    ],
+)
+def test_a_version_that_fails_on_the_sample_records_is_refused(
+    project: Callable[..., Project], line: str, broken: str, reason: str
+) -> None:
     async def test() -> None:
         it = project()
         topics = it.folder / "topics"
@@ -272,8 +281,8 @@ def test_a_version_that_fails_on_the_sample_records_is_refused(project: Callable
         async with it.running() as (processor, reloader):
             it.write(2)
             file = it.folder / "inference.py"
-            file.write_text(file.read_text().replace("for it in inputs:", "for it in inputs[0]['no such field']:"))
-            with pytest.raises(ReloadRefusedError, match="the warm-up of task main on 1 sample records failed"):
+            file.write_text(file.read_text().replace(line, broken))
+            with pytest.raises(ReloadRefusedError, match=f"of task main on 1 sample records failed: {reason}"):
                 await reloader.reload()
             assert processor.pool.generation == 1
 
