@@ -22,8 +22,8 @@ def reload(*, url: UrlOption = None, config: ConfigOption = None, as_json: JsonO
 
     It reads its settings file, the declared topics and the backend's code again, in new workers beside those that work.
     Once all are ready they take over: no rebalance, no record lost. A version that does not become ready is refused,
-    with exit code 1, and everything goes on as before. The processor takes this from its own machine only; on another,
-    send it SIGHUP.
+    with exit code 1, and everything goes on as before. The processor takes this from its own machine only. SIGHUP does
+    the same.
     """
     address = sidecar_url(url, config)
     try:

@@ -89,7 +89,7 @@ def run_app(load: Load) -> int:
     """Run until SIGTERM or SIGINT, then drain and answer the exit code; a second signal exits at once.
 
     SIGHUP is a reload: ``load``, which reads the settings, reads them again. Where it says that the terminal has gone
-    that the processor was started on, it is one more signal to stop.
+    that the processor was started on, it is one more signal to stop; or nothing, for one that was started by nohup.
 
     Raises:
         StreamprocError: what kept the processor from starting, or ended it.
@@ -120,12 +120,16 @@ async def _run(settings: Settings, load: Load) -> int:
 
     hung_up = asyncio.Event()
     on_terminal = _has_terminal()
+    outlives_it = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup asks
 
     def on_hangup() -> None:
-        if on_terminal and not _has_terminal():
-            on_signal(signal.SIGHUP)
-        else:
+        nonlocal on_terminal
+        if not on_terminal or _has_terminal():
             hung_up.set()
+            return
+        on_terminal = False
+        if not outlives_it:
+            on_signal(signal.SIGHUP)
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, on_hangup)

@@ -31,9 +31,10 @@ VERSION = %s
 """
 
 ON_A_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.executable, [sys.executable, "-m", "streamproc", *sys.argv[1:]])
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "nohup" else signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "streamproc", *sys.argv[2:]])
 """
 
 
@@ -169,8 +170,9 @@ def test_ten_reloads_under_load_leave_no_gap_no_duplicate_and_no_rebalance_and_a
     assert set(told) == {f"v{version}" for version in range(11)}
 
 
+@pytest.mark.parametrize("nohup", [False, True], ids=["", "nohup"])
 def test_a_processor_whose_terminal_is_closed_stops_rather_than_goes_on_unseen(
-    kafka: str, tmp_path: Path, load: Load
+    nohup: bool, kafka: str, tmp_path: Path, load: Load
 ) -> None:
     load.stop()
     (tmp_path / "inference.py").write_text(BACKEND % 1)
@@ -179,7 +181,7 @@ def test_a_processor_whose_terminal_is_closed_stops_rather_than_goes_on_unseen(
     terminal, end = pty.openpty()
     with log.open("wb") as stderr, os.fdopen(end, "rb", buffering=0) as stdin:
         process = subprocess.Popen(
-            [sys.executable, "-c", ON_A_TERMINAL, "run", "-c", str(file)],
+            [sys.executable, "-c", ON_A_TERMINAL, "nohup" if nohup else "", "run", "-c", str(file)],
             stdin=stdin,
             stdout=stderr,
             stderr=stderr,
@@ -191,8 +193,19 @@ def test_a_processor_whose_terminal_is_closed_stops_rather_than_goes_on_unseen(
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: "generation 2 in force" in log.read_text(), "a reload, while the terminal is there")
         os.close(terminal)
+        if nohup:
+            wait_until(lambda: _hangup_reloads(process, log), "a reload, by a signal that no terminal sent")
+            process.terminate()
         assert process.wait(30) == 0, "it drained"
     finally:
         process.kill()
         process.wait()
-    assert "SIGHUP: draining" in log.read_text()
+    assert ("SIGTERM: draining" if nohup else "SIGHUP: draining") in log.read_text()
+
+
+def _hangup_reloads(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Signals until one is taken: the terminal's own may still be on its way, and two that come together are one."""
+    said = log.read_text()
+    if said.count("SIGHUP: reloading") < 2:
+        process.send_signal(signal.SIGHUP)
+    return "generation 3 in force" in said

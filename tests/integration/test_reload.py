@@ -120,11 +120,12 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 def test_what_runs_is_finished_by_the_version_that_has_it_and_the_rest_goes_to_the_next(
-    project: Callable[..., Project], tmp_path: Path
+    delivery: str, project: Callable[..., Project], tmp_path: Path
 ) -> None:
     async def test() -> None:
-        it, done = project(batch={"max_size": 1}), tmp_path / "done"
+        it, done = project(batch={"max_size": 1}, delivery=delivery), tmp_path / "done"
         async with it.running() as (processor, reloader):
             it.put(6, until=str(done))
             (worker,) = processor.pool.workers()
