@@ -11,7 +11,7 @@ chaos: SEED ?= 1
 chaos: MINUTES ?= 2
 fuzz: MINUTES ?= 10
 
-.PHONY: help install demo test test-unit chaos fuzz lint format bench soak kafka kafka-down constraints clean
+.PHONY: help install demo test test-unit chaos fuzz lint audit promtool format bench soak kafka kafka-down constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -36,7 +36,7 @@ test-unit: install ## the tests that take milliseconds
 chaos: install ## break things for a while and compare; SEED=1 MINUTES=2 RATE=2000 DELIVERY=both
 	$(BIN)/python -m tests.chaos.run --seed $(SEED) --minutes $(MINUTES) --rate $(RATE) --delivery $(DELIVERY)
 
-fuzz: install ## fuzz wire format, settings and decoding; MINUTES=10 each, TARGET=wire|settings|decoding, SEED=1
+fuzz: install ## fuzz wire, settings, decoding and formats; MINUTES=10 each, TARGET=wire|settings|decoding|formats, SEED=1
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz
 	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET)) $(if $(SEED),--seed $(SEED))
 
@@ -44,6 +44,12 @@ lint: install ## ruff and mypy, strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: install ## known vulnerabilities of the dependencies; says so where no database can be reached
+	$(BIN)/python deploy/audit/audit.py
+
+promtool: ## put Debian's promtool into build/bin, for the tests of the alert rules
+	deploy/prometheus/promtool.sh build/bin
 
 format: install ## let ruff write the code as it wants it
 	$(BIN)/ruff check --fix .

@@ -23,7 +23,12 @@ from streamproc.settings import Settings
 
 BARE, EXACTLY_ONCE = "bare", "exactly-once"
 TASK = "main"
-BACKENDS = {"json": "identity:Backend", "numpy": "working:Doubling", "model": "working:FiveMilliseconds"}
+BACKENDS = {
+    "json": "identity:Backend",
+    "bytes": "identity:Backend",
+    "numpy": "working:Doubling",
+    "model": "working:FiveMilliseconds",
+}
 POLLED = 5_000
 """Most records in a call of ``getmany``."""
 COMMIT_INTERVAL_MS = 100
@@ -75,7 +80,8 @@ async def bare(task: Task) -> None:
 
 async def streamproc(task: Task) -> None:
     """The processor, everything on: sequencer, ledger, metrics, envelope, sidecar."""
-    meter, is_exact = Meter(), task.variant == EXACTLY_ONCE
+    is_exact = task.variant == EXACTLY_ONCE
+    value_format = "raw" if task.work == "bytes" else "json"
     settings = Settings.model_validate(
         {
             "name": task.group,
@@ -84,8 +90,8 @@ async def streamproc(task: Task) -> None:
             "pool": {"workers": 1 if is_exact else int(task.variant)},
             "tasks": {
                 TASK: {
-                    "input": {"topics": [task.source]},
-                    "output": {"topic": task.output},
+                    "input": {"topics": [task.source], "format": value_format},
+                    "output": {"topic": task.output, "format": value_format},
                     "metrics": {"topic": f"{task.output}.metrics"},
                     "dead_letters": {"topic": f"{task.output}.dead"},
                     "batch": {"max_size": task.batch},
@@ -96,6 +102,12 @@ async def streamproc(task: Task) -> None:
             "http": {"port": 0},
         }
     )
+    await until_committed(settings, task.records)
+
+
+async def until_committed(settings: Settings, records: int) -> None:
+    """A processor of one task, ``TASK``, until it has committed so many records; it measures itself."""
+    meter = Meter()
     look_for_cycles_seldom()
     keep_freed_memory()
     application = Application(settings)
@@ -109,9 +121,9 @@ async def streamproc(task: Task) -> None:
             await asyncio.sleep(0.001)
         skipped = committed()
         meter.begin()
-        while committed() < task.records:
+        while committed() < records:
             await asyncio.sleep(0.005)
-        meter.end(share=(task.records - skipped) / task.records)
+        meter.end(share=(records - skipped) / records)
 
 
 def main() -> None:

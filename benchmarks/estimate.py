@@ -11,7 +11,9 @@ within what it recommends, are measured in a process of their own and compared w
 command estimates it, knowing nothing; then the processor's own batcher makes batches of a backlog with the fitted
 model, a budget of 90 % and the recommended limits, and each is run in such a process. Targets: none of 10,000 batches
 runs out of memory; and of the fixed sizes with which none does either, on the same stream and by the same buckets, the
-best does not do more than 1/0.85 times as many records a second. Sizes are doubled until memory runs out.
+best does not do more than 1/0.85 times as many records a second. Sizes are doubled until memory runs out. Then a whole
+processor runs as many batches of such a stream, from a broker in memory: it finds the estimate beside its settings, and
+its worker has the same limit. The targets are the same, by the time in the worker and the batches run again.
 
 Ends with exit code 1 where a target is missed.
 """
@@ -29,14 +31,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.sentences import EXAMPLE, environment, texts
-from streamproc.estimate.budget import Budget, machine_bytes
 from streamproc.estimate.fit import Seen
-from streamproc.estimate.measure import measure
 from streamproc.estimate.prober import End, Prober
 from streamproc.estimate.samples import Samples, measure_of
 from streamproc.estimate.search import Search
@@ -47,6 +46,7 @@ from streamproc.runtime.online_cost import OnlineCost
 from streamproc.settings import BatchSettings, LengthSettings
 from streamproc.settings_loading import load_settings
 from streamproc.simulation.streams import synthetic_lengths
+from streamproc.testing import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_TIME_ERROR, MAX_MEMORY_ERROR = 0.15, 0.10
@@ -148,31 +148,11 @@ def encoder(time_limit: float) -> dict[str, Any]:
         (folder / "texts.jsonl").write_text("".join(json.dumps(it) + "\n" for it in texts(SAMPLES, 1)))
         environ = {**environment(), "OMP_NUM_THREADS": "1"}
         arguments = ("--records", "texts.jsonl", "--time-limit", f"{time_limit:g}")
-        found = {"bytes": estimate(folder, environ, *arguments)[0], "tokens": by_tokens(folder, environ, time_limit)}
+        found = {
+            unit: estimate(folder, {**environ, "STREAMPROC_TASKS__TEXT__BATCH__LENGTH": it.of}, *arguments)[0]
+            for unit, it in UNITS.items()
+        }
         return {unit: {**unseen(folder, environ, unit, it, time_limit)} for unit, it in found.items()}
-
-
-def by_tokens(folder: Path, environ: dict[str, str], time_limit: float) -> Estimate:
-    """As the command, with the backend's ``length`` in place of the settings'."""
-    settings = load_settings(folder / "streamproc.yaml", {})
-    records = texts(SAMPLES, 1)
-    with prober_of(folder, environ, records[0]) as prober:
-        loaded = prober.start()
-        samples = Samples(records, measure_of(UNITS["tokens"], prober.length_of))
-        budget = Budget(int(machine_bytes() * 0.8), "80% of the machine's memory")
-        search = Search(
-            prober,
-            samples,
-            max_size=settings.tasks["text"].batch.max_size,
-            budget_bytes=budget.size_bytes,
-            seconds=time_limit,
-            load_seconds=loaded.seconds,
-            clock=time.monotonic,
-        )
-        it = measure(
-            settings, "text", search, samples, loaded, budget=budget, environ=environ, now=lambda: datetime.now(UTC)
-        )
-        return it.estimate
 
 
 def unseen(folder: Path, environ: dict[str, str], unit: str, found: Estimate, time_limit: float) -> dict[str, Any]:
@@ -252,6 +232,7 @@ def planted(batches: int, time_limit: float) -> dict[str, Any]:
             "ours": ours,
             "fixed": fixed,
             "best_fixed_size": best,
+            "processor": in_processor(folder, environ, batches, safe[best]),
             "of_best_fixed": ours["per_s"] / safe[best],
         }
 
@@ -301,6 +282,38 @@ def run(prober: Prober, batches: Iterator[list[int]], count: int) -> dict[str, A
     }
 
 
+def in_processor(folder: Path, environ: Mapping[str, str], batches: int, best_per_s: float) -> dict[str, Any]:
+    """The whole processor with the settings and the estimate of a folder, until it has run so many batches."""
+    records = reruns = ran = lost = 0
+    took_ms, most, numbers = 0.0, 0.0, itertools.count(1)
+    settings = load_settings(folder / "streamproc.yaml", environ)
+    with Pipeline(settings, deadline_s=120) as pipeline:
+        while ran < batches:
+            lengths = [max(it, 12) for it in synthetic_lengths("lognormal", 5_000, next(numbers), longest=LONGEST)]
+            outputs = pipeline.process([of_length(it) for it in lengths])
+            lost += len(lengths) - len(outputs.results)
+            for it in outputs.metrics:
+                ran += 1
+                reruns += it["attempts"] > 1
+                records += it["records"]
+                took_ms += it["wall_time"]
+                most = max(most, it["memory"])
+        cost = pipeline.status().tasks["text"].cost
+    assert cost is not None
+    assert cost.memory_budget_mb is not None, "the estimate was not used"
+    per_s = records / took_ms * 1_000
+    return {
+        "batches": ran,
+        "records": records,
+        "lost": lost,
+        "run_again": reruns,
+        "kappa": cost.kappa,
+        "most_memory_of_budget": most / (cost.memory_budget_mb * 2**20),
+        "per_s": per_s,
+        "of_best_fixed": per_s / best_per_s,
+    }
+
+
 # -- all of it
 
 
@@ -314,8 +327,11 @@ def missed(figures: Mapping[str, Any]) -> list[str]:
     if (it := figures.get("planted")) is not None:
         if it["ours"]["out_of_memory"]:
             found.append(f"planted: {it['ours']['out_of_memory']} batches ran out of memory")
-        if not it["of_best_fixed"] >= LEAST_THROUGHPUT:
-            found.append(f"planted: {it['of_best_fixed']:.1%} of the best fixed size, not {LEAST_THROUGHPUT:.0%}")
+        if it["processor"]["run_again"] or it["processor"]["lost"]:
+            found.append(f"planted, processor: {it['processor']['run_again']} batches were run again")
+        for name, share in (("", it["of_best_fixed"]), (", processor", it["processor"]["of_best_fixed"])):
+            if not share >= LEAST_THROUGHPUT:
+                found.append(f"planted{name}: {share:.1%} of the best fixed size, not {LEAST_THROUGHPUT:.0%}")
     return found
 
 
@@ -335,6 +351,12 @@ def show(figures: Mapping[str, Any]) -> None:
             f"planted: {ours['out_of_memory']} of {ours['batches']:,} batches ran out of memory at {BUDGET_SHARE:.0%} "
             f"of the budget; {ours['per_s']:,.0f} records/s, {it['of_best_fixed']:.0%} of the best fixed size "
             f"({it['best_fixed_size']}); κ is {it['estimate']['kappa']:.3f}; measured in {it['took_s']:.0f} s"
+        )
+        whole = it["processor"]
+        print(
+            f"  the whole processor: {whole['run_again']} of {whole['batches']:,} batches run again, at most "
+            f"{whole['most_memory_of_budget']:.0%} of the budget held; {whole['per_s']:,.0f} records/s of its worker's "
+            f"time, {whole['of_best_fixed']:.0%} of the best fixed size; κ is {whole['kappa']:.3f} at the end"
         )
         for size, tried in it["fixed"].items():
             print(f"  fixed {size}: {tried['per_s']:,.0f} records/s, {tried['out_of_memory']} out of memory")

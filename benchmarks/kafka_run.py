@@ -162,13 +162,16 @@ async def verify_committed(bootstrap: str, group: str, source: str) -> None:
         raise ContestantError(f"ended without committing all of the partitions {lacking}")
 
 
-def run_process(command: Sequence[str], task: Task, *, limit_s: float) -> Measured:
+def run_process(
+    command: Sequence[str], task: Task, *, limit_s: float, environ: Mapping[str, str] | None = None
+) -> Measured:
     """Run one contestant in a process of its own, and end whatever it leaves.
+
+    ``environ`` is its environment; ours, with this project to import from, by default.
 
     Raises:
         ContestantError: it failed, or took longer than ``limit_s``.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [*command, task.argument()],
         stdin=subprocess.DEVNULL,
@@ -176,7 +179,7 @@ def run_process(command: Sequence[str], task: Task, *, limit_s: float) -> Measur
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT)} if environ is None else environ,
         start_new_session=True,
     )
     try:

@@ -49,7 +49,7 @@ class Replica:
     """One replica. Use it as a context manager: the process runs within the block.
 
     Args:
-        settings: As ``streamproc.yaml`` has them, without ``http``.
+        settings: As ``streamproc.yaml`` has them, without a port.
         directory: Where its settings and its log go.
         name: Of those files, when several share the directory.
     """
@@ -58,7 +58,8 @@ class Replica:
         (self.port,) = free_ports(1)
         self._file = directory / f"{name}.yaml"
         self._log = directory / f"{name}.log"
-        self._file.write_text(yaml.safe_dump({**settings, "http": {"port": self.port}}), encoding="utf-8")
+        http = {**settings.get("http", {}), "port": self.port}
+        self._file.write_text(yaml.safe_dump({**settings, "http": http}), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
         self.started_at = 0.0
         """When it was started, in seconds since 1970."""

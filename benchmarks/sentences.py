@@ -77,8 +77,9 @@ def texts(count: int, seed: int, *, kind: str = "text") -> list[dict[str, str]]:
 def main() -> None:
     """Install, and encode two sentences."""
     code = (
-        "from encoder import Encoder, model_folder\n"
-        "one, other = Encoder(model_folder(), 256).encode(['A dog barks.', 'The hound makes noise.'])\n"
+        "from encoder import Encoder, load_tokenizer, model_folder\n"
+        "encoder = Encoder(model_folder(), load_tokenizer(model_folder(), 256))\n"
+        "one, other = encoder.encode(['A dog barks.', 'The hound makes noise.'])\n"
         "print(f'A dog barks / The hound makes noise: {float(one @ other):.3f}')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=EXAMPLE, env=environment())

@@ -107,10 +107,9 @@ class Bench:
     def run(self, workload: Workload, contestant: Contestant, records: int) -> Measured:
         """One contestant through one topic, its results verified."""
         python = Path(sys.executable) if contestant.peer is None else environment(contestant.peer)
-        given = workload.as_json or workload if contestant.is_ours else workload
-        source = f"{given.name}-{records}"
+        source = f"{workload.name}-{records}"
         if source not in self.filled:
-            asyncio.run(fill(self.bootstrap, source, given, records))
+            asyncio.run(fill(self.bootstrap, source, workload, records))
             self.filled[source] = None
         self.number += 1
         output = f"results-{self.number}"
@@ -120,8 +119,8 @@ class Bench:
             output=output,
             group=output,
             records=records,
-            work=given.work,
-            batch=BATCH if given.work == "model" else contestant.largest_batch,
+            work=workload.work,
+            batch=BATCH if workload.work == "model" else contestant.largest_batch,
             variant=contestant.variant,
         )
 
@@ -131,7 +130,8 @@ class Bench:
                     run_process, [str(python), "-m", contestant.module], task, limit_s=LIMIT_S
                 )
                 await verify_committed(self.bootstrap, output + contestant.group_suffix, source)
-                await verify(self.bootstrap, output, given, records, is_wrapped=contestant.is_ours)
+                is_wrapped = contestant.is_ours and workload.is_json
+                await verify(self.bootstrap, output, workload, records, is_wrapped=is_wrapped)
             return measured
 
         return asyncio.run(within_topics())

@@ -6,7 +6,6 @@ what it has to be. Nothing here does I/O.
 
 from __future__ import annotations
 
-import base64
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,8 +37,6 @@ class Workload:
     is_json: bool
     sizes: Sequence[int]
     """Records in the topics that there may be, ascending: a slow contestant reads a smaller one."""
-    as_json: Workload | None = None
-    """What streamproc is given instead, where records are not JSON: it reads nothing else."""
 
     def check(self, value: bytes, *, is_wrapped: bool) -> int:
         """The number of a result that is what it has to be.
@@ -82,11 +79,6 @@ def image(number: int) -> bytes:
     start = number % (IMAGE_BYTES - NUMBER_BYTES)
     body = _NOISE[start : IMAGE_BYTES - NUMBER_BYTES] + _NOISE[:start]
     return number.to_bytes(NUMBER_BYTES, "big") + body
-
-
-def image_in_json(number: int) -> dict[str, Any]:
-    """The same image as an object."""
-    return {"id": number, "image": base64.b64encode(image(number)).decode()}
 
 
 def _filled(record: dict[str, Any], size: int) -> dict[str, Any]:
@@ -143,16 +135,6 @@ WORKLOADS = {
             result=image,
             is_json=False,
             sizes=_IMAGES,
-            as_json=Workload(
-                name="image-150k-base64",
-                title="150 KB image as base64 in JSON, identity",
-                work="json",
-                value=_json(image_in_json),
-                number=_id,
-                result=image_in_json,
-                is_json=True,
-                sizes=_IMAGES,
-            ),
         ),
         Workload(
             name="numpy",

@@ -24,8 +24,12 @@
     sink     ─► SinkError                            results cannot be written and cannot be given up
     reload   ─► ReloadRefusedError                   a new version is not taken; the one before goes on
                   └ ReloadBusyError                    another reload is under way, or the processor stops
+    formats  ─► RegistryError                        the schema registry does not answer, or refuses to
     policy   ─► TaskStoppedError                     a record failed and the settings say: stop
     sidecar  ─► PortTakenError                       the HTTP port is in use
+             ─► RequestError                         a request over HTTP gets no results
+                  ├ RequestsFullError                  as many wait as may
+                  └ TaskUnavailableError               its task takes none at the moment
              ─► SidecarError                         a command cannot ask the sidecar, or is refused by it
     anywhere ─► InternalError                        a fault of streamproc itself; the processor stops rather than limps
 
@@ -209,6 +213,14 @@ class ReloadBusyError(ReloadRefusedError):
     """Nothing can be reloaded now: another reload is under way, or the processor is starting or stopping."""
 
 
+class RegistryError(StreamprocError):
+    """The schema registry does not answer, refuses to, or is none. ``url`` says which, without credentials."""
+
+    def __init__(self, message: str, *, url: str = "") -> None:
+        self.url = url
+        super().__init__(message)
+
+
 class TaskStoppedError(StreamprocError):
     """A record failed and its task's ``on_error.then`` is ``stop``."""
 
@@ -227,6 +239,22 @@ class PortTakenError(StreamprocError):
         self.host = host
         self.port = port
         super().__init__(message)
+
+
+class RequestError(StreamprocError):
+    """A request over HTTP gets no results. ``retry_after_s`` says when to try again, if that is known."""
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class RequestsFullError(RequestError):
+    """As many requests wait, or as many bytes of them, as the settings allow."""
+
+
+class TaskUnavailableError(RequestError):
+    """The task takes no requests: its circuit is open, or the processor starts or stops."""
 
 
 class SidecarError(StreamprocError):

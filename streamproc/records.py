@@ -26,6 +26,9 @@ from typing import NamedTuple, Protocol
 NULL_SIZE = -1
 """The size of a value that is null, which an empty one is not."""
 
+NO_PARTITION = -1
+"""The partition of a record that came over HTTP: none has it."""
+
 SPLIT_SINGLY = 4
 """A failed batch of so few records is split into single ones, a larger one in halves."""
 
@@ -75,10 +78,18 @@ class TopicRecord(Record, Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lease:
-    """One assignment of one partition to this process. Compared by identity: a new assignment is a new lease."""
+    """One assignment of one partition to this process. Compared by identity: a new assignment is a new lease.
+
+    A request over HTTP is a lease too, of ``NO_PARTITION``: its records have no offsets, and its end is its answer.
+    """
 
     partition: TopicPartition
     epoch: int
+
+    @property
+    def is_request(self) -> bool:
+        """Whether it is a request's: neither ledger nor sequencer knows it."""
+        return self.partition.partition == NO_PARTITION
 
 
 @dataclass(slots=True, eq=False)
@@ -162,13 +173,13 @@ class Cause(StrEnum):
     """Why something failed, in the one word that policies, dead letters and metrics go by. The values are public."""
 
     INVALID = "invalid"
-    """The value is no JSON object, does not match its topic's schema, or is too large."""
+    """The value is no record in its task's format, does not match its topic's schema, or is too large."""
     REJECTED = "rejected"
     """The backend put a RecordError in the record's place."""
     EXCEPTION = "exception"
     """A step of the backend raised."""
     OUTPUT = "output"
-    """The backend answered with something else than one output per record, or with one that has no JSON form."""
+    """The backend answered with something else than one output per record, or with one that its format cannot hold."""
     CRASH = "crash"
     """The worker process died."""
     TIMEOUT = "timeout"
@@ -176,14 +187,16 @@ class Cause(StrEnum):
     OOM = "oom"
     """Memory ran out: the worker's, the device's, or what the worker may have."""
     TOO_LARGE = "too_large"
-    """The result does not fit its topic."""
+    """The record fits no batch, or the result not its topic."""
+    REGISTRY = "registry"
+    """The schema registry does not answer, or refuses to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a record, or a whole batch, failed.
 
-    ``stage`` is where on the path it happened (``length``, ``decode``, ``schema``, ``preprocess``,
+    ``stage`` is where on the path it happened (``length``, ``batch``, ``decode``, ``schema``, ``preprocess``,
     ``transform_inputs``, ``execute``, ``transform_outputs``, ``output``, ``encode``, ``worker``, ``sink``); ``kind``
     the error's type; ``message`` the sentence for people; ``traceback`` the last lines of an exception's, where one was
     raised.
@@ -207,9 +220,10 @@ class Batch:
 
     ``closed_by`` says which rule closed its window; ``attempt`` counts the executions that were begun, this one
     included; ``fill`` is its size over the task's maximum; ``predicted_ms`` and ``predicted_bytes`` are what a cost
-    model expected of it when its window closed, where the task has one. Of the executions before: ``retried`` has the
-    cause of each after which all of its records were retried together, ``died_alone`` that of each that a worker died
-    of with nothing but this one record.
+    model expected of it when its window closed, where the task has one, and ``model_bytes`` what the estimate by itself
+    has for it; ``account`` is whose share of the workers' time it takes, its task's by default. Of the executions
+    before: ``retried`` has the cause of each after which all of its records were retried together, ``died_alone`` that
+    of each that a worker died of with nothing but this one record.
     """
 
     id: int
@@ -227,6 +241,8 @@ class Batch:
     """The generation of the worker that it was given to last; 0 before."""
     predicted_ms: float | None = None
     predicted_bytes: float | None = None
+    model_bytes: float = 0.0
+    account: str = ""
     size: int = field(init=False)
     size_bytes: int = field(init=False)
     longest: int | None = field(init=False)
@@ -235,6 +251,7 @@ class Batch:
     """Its padded length over that of its records: 1 is no padding; None where they have no length."""
 
     def __post_init__(self) -> None:
+        self.account = self.account or self.task
         self.restrict(self.spans)
 
     def restrict(self, spans: Sequence[Span]) -> None:
@@ -248,6 +265,11 @@ class Batch:
             self.longest = max(map(max, lengths))
             total = sum(map(sum, lengths))
             self.padding_ratio = self.size * self.longest / total if total else 1.0
+
+    @property
+    def requested(self) -> int:
+        """Its records that came over HTTP, until it lets go of them."""
+        return sum([len(span.records) for span in self.spans if span.lease.is_request])
 
     def release(self) -> None:
         """Let go of the records, and keep what describes the batch: a report outlives most of its records."""
@@ -286,8 +308,8 @@ class BatchReport:
     """What is known of a batch once it ran: what the metrics topic and the results' envelope say of it.
 
     ``worker`` is the index of the one that ran it, None where its records failed before; ``metrics`` is the backend's
-    execution metrics as JSON, packflow's names, milliseconds; ``attempts`` how often the records had been executed when
-    this came out.
+    execution metrics as JSON, packflow's names, milliseconds, where somebody asks for them; ``attempts`` how often the
+    records had been executed when this came out.
     """
 
     batch: Batch

@@ -7,10 +7,12 @@ each value; nothing here does I/O.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -20,7 +22,9 @@ from pydantic import (
     GetJsonSchemaHandler,
     SecretStr,
     StringConstraints,
+    ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -31,6 +35,11 @@ from streamproc.records import Cause
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 TopicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", max_length=249)]
+
+Device = Annotated[
+    str, Field(coerce_numbers_to_str=True), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]})
+]
+"""An index may stand as a number."""
 
 INT32_MAX = 2_147_483_647
 """Kafka's protocol has 32 bits for these."""
@@ -143,6 +152,75 @@ class KafkaSettings(Section):
         return self
 
 
+class SchemaRegistrySettings(Section):
+    """The schema registry, by Confluent's interface, of the formats that need one: avro, protobuf and json_schema."""
+
+    url: str | None = None
+    """Where it is, such as `https://registry.example.com:8081`; the workers ask it, the processor does not."""
+    username: str | None = None
+    """User of its basic authentication."""
+    password: SecretStr | None = None
+    """Password of the user; better from STREAMPROC_SCHEMA_REGISTRY__PASSWORD or a file."""
+    password_file: SettingsPath | None = None
+    """File that holds the password; read at each request, so that it may change."""
+    token: SecretStr | None = None
+    """Bearer token, in place of user and password."""
+    token_file: SettingsPath | None = None
+    """File that holds the bearer token; read at each request."""
+    ssl_ca_file: SettingsPath | None = None
+    """Certificate authority that signs its certificate; the system's by default."""
+    ssl_cert_file: SettingsPath | None = None
+    """Client certificate, where it asks for one."""
+    ssl_key_file: SettingsPath | None = None
+    """Private key of the client certificate."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """How long one request may take; how often it is tried again is said by `on_error.causes.registry`."""
+
+    @model_validator(mode="after")
+    def _is_an_address(self) -> Self:
+        if self.url is None:
+            return self
+        key = [("url",)]
+        try:
+            parts = urlsplit(self.url)
+            has_host = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            has_host = False
+        if not has_host or not self.url.isascii() or not self.url.isprintable() or " " in self.url:
+            raise CrossFieldError("is no address", hint="write it as http://host:port or https://host:port", keys=key)
+        if "@" in parts.netloc:
+            raise CrossFieldError(
+                "holds credentials, which would be shown", hint="set username and password_file", keys=key
+            )
+        if parts.query or parts.fragment:
+            raise CrossFieldError("has more than a path", hint="leave out what begins with ? or #", keys=key)
+        return self
+
+    @model_validator(mode="after")
+    def _credentials_are_complete(self) -> Self:
+        for one, other in (("password_file", "password"), ("token_file", "token"), ("token", "username")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise CrossFieldError(f"is set, and so is {other}", hint="keep one of them", keys=[(one,), (other,)])
+        if self.token_file is not None and self.username is not None:
+            raise CrossFieldError(
+                "is set, and so is username", hint="keep one of them", keys=[("token_file",), ("username",)]
+            )
+        has_password = self.password is not None or self.password_file is not None
+        if (self.username is not None) != has_password:
+            raise CrossFieldError(
+                "needs a password" if not has_password else "is missing, and a password is set",
+                hint="set username and password_file",
+                keys=[("username",)],
+            )
+        if (self.ssl_key_file is None) != (self.ssl_cert_file is None):
+            raise CrossFieldError(
+                "is set without its private key" if self.ssl_key_file is None else "needs the certificate",
+                hint="set ssl_cert_file and ssl_key_file",
+                keys=[("ssl_cert_file",) if self.ssl_key_file is None else ("ssl_key_file",)],
+            )
+        return self
+
+
 class BackendSettings(Section):
     """The user's model."""
 
@@ -182,8 +260,8 @@ class PoolSettings(Section):
     """Pause before the second restart of a worker in a row; doubles up to 30 s."""
     threads_per_worker: int | None = Field(default=None, ge=1)
     """OMP_NUM_THREADS and its kin in each worker; by default the cores divided by the workers."""
-    devices: list[str] = Field(default_factory=list)
-    """GPUs, handed to the workers in turn as CUDA_VISIBLE_DEVICES."""
+    devices: list[Device] = Field(default_factory=list)
+    """GPUs, by index or UUID, handed to the workers in turn as CUDA_VISIBLE_DEVICES."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the workers, set before any import."""
     shared_memory_threshold_bytes: int = Field(default=262_144, ge=0)
@@ -206,6 +284,13 @@ class PoolSettings(Section):
         return self
 
 
+Format = Literal["json", "msgpack", "raw", "avro", "protobuf", "json_schema"]
+ENVELOPED: tuple[Format, ...] = ("json", "msgpack")
+"""Formats that can hold the full envelope."""
+REGISTERED: tuple[Format, ...] = ("avro", "protobuf", "json_schema")
+"""Formats that need a schema registry."""
+
+
 class InputSettings(Section):
     """What a task reads."""
 
@@ -213,6 +298,9 @@ class InputSettings(Section):
     """Topics to read."""
     auto_offset_reset: Literal["earliest", "latest"] = "earliest"
     """Where to begin in a partition for which the group has no committed offset."""
+    format: Format = "json"
+    """What values are: `json`, `msgpack`, `raw` (bytes, in the field `value`), or by a schema registry `avro`,
+    `protobuf` and `json_schema`."""
     max_value_bytes: int = Field(default=1_048_576, ge=1)
     """A larger value becomes a dead letter. Kafka's own default limit for a message is the same."""
 
@@ -223,9 +311,44 @@ class OutputSettings(Section):
     topic: TopicName | None = None
     """Result topic; `<first input topic>.results` by default."""
     envelope: Literal["full", "result"] = "full"
-    """`full`: result, metrics and source as one JSON object; `result`: the output record alone, the rest in headers."""
+    """`full`: result, metrics and source as one object; `result`: the output record alone, the rest in headers, as it
+    has to be, and is by default, with raw, avro, protobuf and json_schema."""
+    format: Format = "json"
+    """What results are, as `input.format`; dead letters stay as they came, metrics are JSON."""
+    subject: str | None = Field(default=None, min_length=1)
+    """The schema's subject in the registry, for avro, protobuf and json_schema; `<output topic>-value` by default."""
+    schema_version: int | None = Field(default=None, ge=1)
+    """The version of the subject's schema; by default the latest when a worker writes its first result."""
+    message: str | None = Field(default=None, min_length=1)
+    """The Protobuf message to write, by its name; the first of the schema by default."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     """Compression of results, dead letters and metrics."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_where_there_is_no_other(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "envelope" not in data and data.get("format", "json") not in ENVELOPED:
+            return {**data, "envelope": "result"}
+        return data
+
+    @model_validator(mode="after")
+    def _the_format_holds_it(self) -> Self:
+        if self.envelope == "full" and self.format not in ENVELOPED:
+            raise CrossFieldError(
+                f"{self.format} has no room for the full envelope",
+                hint="set envelope: result, or leave it out",
+                keys=[("envelope",), ("format",)],
+            )
+        for key in ("subject", "schema_version"):
+            if getattr(self, key) is not None and self.format not in REGISTERED:
+                raise CrossFieldError(
+                    f"is set, and {self.format} has no schema", hint="leave it out", keys=[(key,), ("format",)]
+                )
+        if self.message is not None and self.format != "protobuf":
+            raise CrossFieldError(
+                f"is set, and {self.format} has no messages", hint="leave it out", keys=[("message",), ("format",)]
+            )
+        return self
 
 
 class MetricsTopicSettings(Section):
@@ -288,23 +411,62 @@ class LengthSettings(Section):
         return {"anyOf": [{"enum": list(cls.short_forms), "type": "string"}, section]}
 
 
+BatchSize = Annotated[int, Field(ge=1, le=100_000)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Milliseconds = Annotated[float, Field(ge=0)]
+Oversized = Literal["alone", "dead_letter"]
+
+
+class BatchDefaults(Section):
+    """Limits of the batches of every task that does not set its own."""
+
+    max_size: BatchSize | None = None
+    """`max_size` of tasks that set none."""
+    max_wait_ms: Milliseconds | None = None
+    """`max_wait_ms` of tasks that set none."""
+    max_bytes: AtLeastOne | None = None
+    """`max_bytes` of tasks that set none."""
+    max_padded: AtLeastOne | None = None
+    """`max_padded` of tasks that set none and have a `length`."""
+    memory_budget_mb: AtLeastOne | None = None
+    """`memory_budget_mb` of tasks that set none."""
+    oversized: Oversized | None = None
+    """`oversized` of tasks that do not set it."""
+
+
 class BatchSettings(Section):
-    """Which records go together in a batch, and when it closes: at the first of size, bytes and wait."""
+    """Which records go together in a batch, and when it closes: when it is full, has waited, or would be late."""
 
     strategy: Literal["none", "fifo", "bucketed", "exact"] = "fifo"
     """`none`: each record alone; `fifo`: in order of arrival; `bucketed`, `exact`: with others of about its length, to
     pad little, the one by buckets, the other by a plan of the 512 oldest. By default bucketed where `length` is set."""
     length: LengthSettings | None = None
     """What a record is padded by in a batch; null: lengths play no part."""
-    max_size: int = Field(default=64, ge=1, le=100_000)
-    """Most records in a batch."""
-    max_wait_ms: float = Field(default=20.0, ge=0)
+    max_size: BatchSize = 64
+    """Most records in a batch; where it is not set and there is an estimate of the task, the estimate's."""
+    max_wait_ms: Milliseconds = 20.0
     """Longest time that a record waits for others while a worker is free."""
-    max_bytes: int = Field(default=4_194_304, ge=1)
-    """Most bytes of values in a batch; a larger record runs alone."""
-    max_padded: int | None = Field(default=None, ge=1)
-    """Most padded length of a batch, its records times the longest, in units of `length`; a longer record runs alone.
-    For models that pad: it bounds a batch's time and memory."""
+    max_bytes: AtLeastOne = 4_194_304
+    """Most bytes of values in a batch."""
+    max_padded: AtLeastOne | None = None
+    """Most padded length of a batch, its records times the longest, in units of `length`. For models that pad: it
+    bounds a batch's time and memory. Where it is not set and there is an estimate of the task, the estimate's."""
+    memory_budget_mb: AtLeastOne | None = None
+    """Most memory, in MiB, that a worker may hold while it runs a batch, the model's weights included, as the task's
+    estimate predicts it. By default, where there is an estimate, 90 % of `pool.max_worker_memory_mb`, or else of what
+    the estimate found, or of the machine's or the control group's share of a worker here, if that is less."""
+    oversized: Oversized = "alone"
+    """A record that fits no batch, for its bytes, its length or its memory, runs `alone` or becomes a `dead_letter`."""
+    target_latency_ms: float | None = Field(default=None, gt=0)
+    """A latency to keep: a record's result is to be there so long after its arrival in the processor. Windows close in
+    time for it, by what batches are found to take; which records kept it is counted."""
+    target_margin_ms: Milliseconds = 2.0
+    """Kept from the target for what predictions leave out: the way to the worker and back."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it is of use to predict what a batch takes."""
+        return self.length is not None or self.target_latency_ms is not None
 
     @property
     def length_text(self) -> str | None:
@@ -317,6 +479,17 @@ class BatchSettings(Section):
         if isinstance(data, dict) and "strategy" not in data and data.get("length") is not None:
             return {**data, "strategy": "bucketed"}
         return data
+
+    @model_validator(mode="after")
+    def _the_margin_leaves_a_target(self) -> Self:
+        target_ms = self.target_latency_ms
+        if target_ms is not None and self.target_margin_ms >= target_ms:
+            raise CrossFieldError(
+                f"{target_ms:g} is not above target_margin_ms ({self.target_margin_ms:g}), which is kept from it",
+                hint="raise the one or lower the other",
+                keys=[("target_latency_ms",), ("target_margin_ms",)],
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths_are_known(self) -> Self:
@@ -366,6 +539,15 @@ class BatchErrorSettings(RecordErrorSettings):
     """As `on_error.backoff_ms`, for this cause, and that by default."""
 
 
+class RegistryErrorSettings(BatchErrorSettings):
+    """What happens while the schema registry is away: half a minute to come back, before records are given up."""
+
+    retries: int | None = Field(default=5, ge=0, le=100)
+    """Further executions of a batch whose schemas cannot be had, before it is split, and its records are given up."""
+    backoff_ms: int | None = Field(default=1_000, ge=0)
+    """Pause before the first of them; doubles with each, up to 30 s, with jitter."""
+
+
 class CauseSettings(Section):
     """What differs for failures of one cause. Records fail by themselves for causes without ``retries``."""
 
@@ -377,6 +559,7 @@ class CauseSettings(Section):
     timeout: BatchErrorSettings = BatchErrorSettings()
     oom: BatchErrorSettings = BatchErrorSettings()
     too_large: RecordErrorSettings = RecordErrorSettings()
+    registry: RegistryErrorSettings = RegistryErrorSettings()
 
 
 class CausePolicy(NamedTuple):
@@ -435,6 +618,8 @@ class TaskSettings(Section):
     metrics: MetricsTopicSettings = MetricsTopicSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     batch: BatchSettings = BatchSettings()
+    weight: float = Field(default=1.0, gt=0, le=1_000)
+    """The task's share of the workers' time, over the weights of all tasks that want it at the same time."""
     ordering: Literal["partition", "key", "unordered"] = "partition"
     """Results in input order per partition, per key, or as they complete."""
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
@@ -463,8 +648,39 @@ class TaskSettings(Section):
         return self
 
 
+class PredictSettings(Section):
+    """Predictions over HTTP: `POST /tasks/<task>/predict`."""
+
+    enabled: bool | None = None
+    """Whether to answer them; by default where not everybody can ask: at a loopback address, or with a token."""
+    batch_with: Literal["apart", "kafka"] = "apart"
+    """`apart`: requests batch among themselves and share the workers with their task's records evenly; `kafka`: they
+    batch with the records, in order of arrival, and wait behind what was read before them."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """A request that has no results after this time is answered with 504, and its records are not run any more."""
+    max_requests: int = Field(default=1_000, ge=1)
+    """Most requests of a task that wait for their results; further ones are answered with 429."""
+    max_waiting_bytes: int = Field(default=33_554_432, ge=1)
+    """Most bytes of a task's requests that wait for their results; further ones are answered with 429."""
+    max_body_bytes: int = Field(default=1_048_576, ge=1)
+    """A larger body is answered with 413."""
+    max_records: int = Field(default=1_000, ge=1)
+    """Most records in a request; more are answered with 413."""
+
+    @model_validator(mode="after")
+    def _a_body_can_wait(self) -> Self:
+        if self.max_waiting_bytes < self.max_body_bytes:
+            raise CrossFieldError(
+                f"{self.max_waiting_bytes} is below max_body_bytes ({self.max_body_bytes}), so that such a body would "
+                "never be taken",
+                hint="raise the one or lower the other",
+                keys=[("max_waiting_bytes",), ("max_body_bytes",)],
+            )
+        return self
+
+
 class HttpSettings(Section):
-    """The sidecar: health, metrics and status over HTTP."""
+    """The sidecar: health, metrics, status and predictions over HTTP."""
 
     enabled: bool = True
     """Whether to serve it."""
@@ -474,6 +690,40 @@ class HttpSettings(Section):
     """Port to listen at; 0 takes a free one and says which."""
     stalled_after_s: float = Field(default=300.0, gt=0)
     """Not alive when records wait and none was executed, or offsets wait and none was committed, for this long."""
+    token: SecretStr | None = Field(default=None, min_length=1)
+    """What whoever asks for a prediction has to send as `Authorization: Bearer …`; better from STREAMPROC_HTTP__TOKEN
+    or a file."""
+    token_file: SettingsPath | None = None
+    """File that holds the token, for secrets mounted into a container."""
+    predict: PredictSettings = PredictSettings()
+    """Predictions over HTTP."""
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it listens where only this machine can ask."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def predicts(self) -> bool:
+        """Whether predictions are answered, the default filled in."""
+        guarded = self.is_private or self.token is not None or self.token_file is not None
+        return guarded if self.predict.enabled is None else self.predict.enabled
+
+    @model_validator(mode="after")
+    def _not_everybody_may_ask(self) -> Self:
+        if self.token is not None and self.token_file is not None:
+            keys = [("token_file",), ("token",)]
+            raise CrossFieldError("is set, and so is token", hint="keep one of them", keys=keys)
+        if self.predict.enabled and not (self.is_private or self.token is not None or self.token_file is not None):
+            raise CrossFieldError(
+                f"whoever reaches {self.host} could ask for predictions",
+                hint="set http.token_file, or STREAMPROC_HTTP__TOKEN in the environment, or listen at 127.0.0.1",
+                keys=[("predict", "enabled"), ("host",)],
+            )
+        return self
 
 
 class LoggingSettings(Section):
@@ -491,8 +741,10 @@ class Settings(Section):
     name: Name
     """The application: the first part of its group ids, client ids and metrics topic."""
     kafka: KafkaSettings = KafkaSettings()
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
     backend: BackendSettings
     pool: PoolSettings = PoolSettings()
+    batch: BatchDefaults = BatchDefaults()
     tasks: dict[Name, TaskSettings] = Field(min_length=1)
     topics_dir: SettingsPath = Path("topics")
     """Folder of the declared topics, relative to the settings file; their schemas are checked where it exists."""
@@ -500,10 +752,21 @@ class Settings(Section):
     """Folder of what `streamproc estimate` measured, `<task>.estimate.json`; that of the settings file by default."""
     http: HttpSettings = HttpSettings()
     logging: LoggingSettings = LoggingSettings()
+    settings_class: str | None = None
+    """`module:Name` of a class made of `streamproc.Settings`, with fields of your own beside these."""
     rebalance_drain_s: float = Field(default=10.0, ge=0)
     """How long records in flight may take to finish when their partition moves to another replica."""
     shutdown_timeout_s: float = Field(default=30.0, gt=0)
     """How long records in flight may take to finish after SIGTERM, before the processor exits without them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_take_what_the_application_says_of_batches(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("batch"), dict) or not data["batch"]:
+            return data
+        if not isinstance(tasks := data.get("tasks"), dict):
+            return data
+        return {**data, "tasks": {name: _with_batch_defaults(task, data["batch"]) for name, task in tasks.items()}}
 
     @model_validator(mode="after")
     def _topics_do_not_collide(self) -> Self:
@@ -536,6 +799,18 @@ class Settings(Section):
                     hint="name its output.topic, metrics.topic and dead_letters.topic apart",
                     keys=[(*here, "dead_letters", "topic"), (*here, "metrics", "topic"), (*here, "output", "topic")],
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _formats_have_their_registry(self) -> Self:
+        for name, task in self.tasks.items():
+            for role, format_ in (("input", task.input.format), ("output", task.output.format)):
+                if format_ in REGISTERED and self.schema_registry.url is None:
+                    raise CrossFieldError(
+                        f"{format_} needs a schema registry, and none is named",
+                        hint="set schema_registry.url",
+                        keys=[("tasks", name, role, "format"), ("schema_registry",)],
+                    )
         return self
 
     @model_validator(mode="after")
@@ -577,6 +852,10 @@ class Settings(Section):
             )
         return self
 
+    def backend_config(self) -> dict[str, Any]:
+        """Keyword arguments for the backend's configuration model; to be overridden, where own fields belong to it."""
+        return self.backend.config
+
     def topics_of(self, task: str) -> TaskTopics:
         """The topics of a task, the ones left out filled in."""
         it = self.tasks[task]
@@ -591,6 +870,20 @@ class Settings(Section):
     def group_of(self, task: str) -> str:
         """The consumer group of a task."""
         return f"{self.name}.{task}"
+
+
+def _with_batch_defaults(task: Any, defaults: dict[str, Any]) -> Any:
+    """A task's data, with these where its own section ``batch`` says nothing; what is wrong with them is theirs."""
+    own = task.get("batch", {}) if isinstance(task, dict) else None
+    if not isinstance(own, dict):
+        return task
+    try:
+        known = BatchDefaults.model_validate(defaults).model_dump(exclude_none=True)
+    except ValidationError:
+        return task
+    if own.get("length") is None:
+        known.pop("max_padded", None)
+    return {**task, "batch": {**known, **own}}
 
 
 class TaskTopics(Section):

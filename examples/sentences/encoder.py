@@ -39,13 +39,19 @@ def model_folder() -> Path:
     return next(iter(sorted(it.parent for it in root.rglob("model.safetensors"))))
 
 
+def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
+    """Texts to the numbers of their tokens, as many as the model takes."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    return tokenizer
+
+
 class Encoder:
     """The model, ready to run; as many threads as OMP_NUM_THREADS says."""
 
-    def __init__(self, folder: Path, max_tokens: int) -> None:
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
         # Batches differ in shape. Memory that is kept for one of them would only be in the way of the others.
@@ -54,13 +60,9 @@ class Encoder:
         graph = sentence_encoder(load_file(folder / "model.safetensors"))
         self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """The numbers of each text's tokens, as many as the model takes."""
-        return [it.ids for it in self._tokenizer.encode_batch(list(texts))]
-
     def encode(self, texts: Sequence[str]) -> Array:
         """A vector of length 1 for each text."""
-        tokens = self.tokens(texts)
+        tokens = [it.ids for it in self._tokenizer.encode_batch(list(texts))]
         longest = max(map(len, tokens))
         ids = np.zeros((len(tokens), longest), dtype=np.int64)
         mask = np.zeros((len(tokens), longest), dtype=np.float32)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from encoder import Encoder, model_folder  # type: ignore[import-not-found]  # the file beside this one
+from encoder import Encoder, load_tokenizer, model_folder  # type: ignore[import-not-found]  # the file beside this one
 
 from streamproc import BackendConfig, InferenceBackend, MultiTaskBackend, Task
 
@@ -37,11 +38,16 @@ class Backend(InferenceBackend):
 
     def initialize(self) -> None:
         """Runs once per worker."""
-        self.encoder = Encoder(model_folder(), self.config.max_tokens)
+        self.encoder = Encoder(model_folder(), self.tokenizer)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Loaded when it is needed first: ``length`` is called in a process that needs no weights."""
+        return load_tokenizer(model_folder(), self.config.max_tokens)
 
     def length(self, record: Record) -> int:
-        """What the model pads: the text's tokens."""
-        return len(self.encoder.tokens([record["text"]])[0])
+        """What the model pads: the text's tokens. Asked for where ``batch.length`` is ``backend``."""
+        return len(self.tokenizer.encode(record["text"]).ids)
 
     def execute(self, inputs: list[Record]) -> list[Record]:
         """Every text is padded to the longest of the batch."""
@@ -67,7 +73,7 @@ class Search(MultiTaskBackend):
 
     def initialize(self) -> None:
         """Runs once per worker, whatever the number of tasks."""
-        self.encoder = Encoder(model_folder(), self.config.max_tokens)
+        self.encoder = Encoder(model_folder(), load_tokenizer(model_folder(), self.config.max_tokens))
         self.passages: OrderedDict[str, np.ndarray[Any, Any]] = OrderedDict()
 
     class Passage(Task["Search"]):

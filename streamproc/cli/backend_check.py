@@ -86,6 +86,7 @@ def _length(backend: dict[str, Any], task: str, samples: dict[str, Any]) -> dict
     length = samples["length"]
     if length is None:
         return {"unmeasured": 0}
+    from streamproc.formats.values import samples_in  # noqa: PLC0415 - as above
     from streamproc.loaders import load_backend  # noqa: PLC0415 - inside the try, as the user's code is
     from streamproc.runtime.lengths import meter_for  # noqa: PLC0415 - as above
 
@@ -93,8 +94,10 @@ def _length(backend: dict[str, Any], task: str, samples: dict[str, Any]) -> dict
     loaded = None
     if length["of"] == "backend":
         loaded = load_backend(**{**backend, "config": yaml.safe_load(backend["config"])}, initialize=False)
-    records = [memoryview(orjson.dumps(record)) for record in samples["records"]]
-    _, failures = meter_for(length, loaded, task).measure(records)
+    records = samples_in(samples["input_format"], samples["records"])
+    # They are decoded: how a format does that, and where its schemas are, plays no part.
+    meter = meter_for({**length, "input_format": "json"}, loaded, task)
+    _, failures = meter.measure_records(records, len(records))
     if failures and len(failures) == len(records):
         raise BackendError(f"none of the {len(records)} sample records has a length: {failures[0][1]}")
     return {"unmeasured": len(failures), "unmeasured_for": failures[0][1] if failures else None}
@@ -103,19 +106,23 @@ def _length(backend: dict[str, Any], task: str, samples: dict[str, Any]) -> dict
 def _run(backend: Any, task: str, samples: dict[str, Any], on_batch: Callable[[], None]) -> dict[str, Any]:
     """Run the samples in batches of the task's size; what came out."""
     from streamproc.backend.tasks import resolve_task  # noqa: PLC0415 - as above
+    from streamproc.formats.values import samples_in  # noqa: PLC0415 - as above
+    from streamproc.runtime.encoders import encode_without_schema  # noqa: PLC0415 - as above
     from streamproc.runtime.output_check import delivered  # noqa: PLC0415 - as above
 
     runner: Any = resolve_task(backend, task)
-    records, batch_size = samples["records"], samples["batch_size"]
+    records = samples_in(samples["input_format"], samples["records"])
+    encode, batch_size = encode_without_schema(samples["output_format"]), samples["batch_size"]
     keys: dict[str, None] = {}
     failed, milliseconds = 0, 0.0
     for first in range(0, len(records), batch_size):
         batch = records[first : first + batch_size]
-        outputs = delivered(runner(batch), first, len(batch))
+        answered = runner(batch)
+        outputs = delivered(answered, first, len(batch), encode)
         milliseconds += runner.get_metrics().total_execution_time
-        for output in outputs:
+        for given, output in zip(answered, outputs, strict=True):
             if isinstance(output, bytes):
-                keys |= dict.fromkeys(orjson.loads(output))
+                keys |= dict.fromkeys(map(str, given))
             else:
                 failed += 1
         on_batch()

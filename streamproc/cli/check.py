@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -26,7 +27,7 @@ from streamproc.errors import BackendError, InferenceBackendLoadError, SettingsE
 
 if TYPE_CHECKING:
     from streamproc.broker.declared_topics import DeclaredTopic
-    from streamproc.settings import Settings
+    from streamproc.settings import BatchSettings, Settings
     from streamproc.settings_loading import Loaded
 
 app = typer.Typer()
@@ -36,7 +37,7 @@ _CHECK_WIDTH = 16
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was checked: ``ok``, ``failed``, or ``skipped`` for want of something to check with."""
+    """One thing that was checked: ``ok``, a ``warning``, ``failed``, or ``skipped`` for want of something to run."""
 
     check: str
     status: str
@@ -136,9 +137,29 @@ def _check(report: _Report, config: Path | None, records: Path | None, task: str
     report.doing("topics")
     declared = declared_topics(settings)
     report.found(_topics_finding(settings, declared))
+    _check_estimates(report, settings)
     report.doing("samples")
     samples = samples_of(settings, declared, records, task)
     _check_backend(report, loaded, samples)
+
+
+def _check_estimates(report: _Report, settings: Settings) -> None:
+    """Which estimate each task begins with, where there are some."""
+    from streamproc.runtime.batch_plan import described, plan_of  # noqa: PLC0415 - --help needs none of it
+    from streamproc.runtime.estimates import find_estimate  # noqa: PLC0415 - as above
+    from streamproc.runtime.worker_process import worker_environment  # noqa: PLC0415 - as above
+
+    for task in settings.tasks:
+        report.doing(f"estimate {task}")
+        found = find_estimate(settings, task, worker_environment(settings.pool, 0, os.environ))
+        if found is None:
+            continue
+        plan = plan_of(settings, task, found)
+        if plan.estimate is None:
+            report.found(Finding(f"estimate {task}", "skipped", found.warning))
+        else:
+            said = "; ".join(filter(None, (described(plan), found.warning)))
+            report.found(Finding(f"estimate {task}", "ok", said))
 
 
 def _check_backend(report: _Report, loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> None:
@@ -152,6 +173,8 @@ def _check_backend(report: _Report, loaded: Loaded, samples: dict[str, list[dict
                 report.found(Finding("backend", "ok", f"{path}, loaded in {answer['seconds']:.2f} s"))
             elif answer["event"] == "task":
                 report.found(_task_finding(answer))
+                if (warning := _target_finding(loaded.settings.tasks[answer["task"]].batch, answer)) is not None:
+                    report.found(warning)
             elif answer["event"] in ("failed", "settings"):
                 _raise(answer, loaded)
             if answer["event"] in ("loaded", "task") and (name := next(remaining, None)) is not None:
@@ -185,6 +208,24 @@ def _task_finding(answer: dict[str, Any]) -> Finding:
     )
 
 
+def _target_finding(batch: BatchSettings, answer: dict[str, Any]) -> Finding | None:
+    """A warning where batches of samples took longer than the target leaves them."""
+    if batch.target_latency_ms is None or not answer["records"]:
+        return None
+    left_ms = batch.target_latency_ms - batch.target_margin_ms
+    took_ms = answer["milliseconds"] / math.ceil(answer["records"] / batch.max_size)
+    if took_ms <= left_ms:
+        return None
+    size = min(answer["records"], batch.max_size)
+    return Finding(
+        f"task {answer['task']}",
+        "warning",
+        f"a batch of {count_of(size, 'sample record')} took {took_ms:.1f} ms, and batch.target_latency_ms "
+        f"({batch.target_latency_ms:g}) less batch.target_margin_ms leaves {left_ms:g} ms: such records "
+        "cannot keep it; raise it, or lower batch.max_size or batch.max_padded",
+    )
+
+
 def _answers(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> Generator[dict[str, Any]]:
     """The child's answers as they come; the last one says that it is done, or what failed.
 
@@ -210,13 +251,16 @@ def _answers(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> Genera
 
 
 def _request(settings: Settings, samples: dict[str, list[dict[str, Any]]]) -> bytes:
-    from streamproc.runtime.startup import backend_setup, length_setup  # noqa: PLC0415 - --help needs none of it
+    from streamproc.runtime.startup import backend_setup, check_formats, length_setup  # noqa: PLC0415 - --help needs none of it
 
+    check_formats(settings)
     tasks = {
         name: {
             "records": records,
             "batch_size": settings.tasks[name].batch.max_size,
             "length": length_setup(settings.tasks[name]),
+            "input_format": settings.tasks[name].input.format,
+            "output_format": settings.tasks[name].output.format,
         }
         for name, records in samples.items()
     }

@@ -35,14 +35,14 @@ def config_() -> None:
 
 
 @app.command(epilog="Example: streamproc config schema > streamproc.schema.json")
-def schema() -> None:
-    """Print the JSON Schema of streamproc.yaml, for editors.
+def schema(*, config: ConfigOption = None) -> None:
+    """Print the JSON Schema of streamproc.yaml, for editors; with the fields of its settings_class where -c names it.
 
     Put `# yaml-language-server: $schema=streamproc.schema.json` into the first line of streamproc.yaml.
     """
     from streamproc.settings_loading import json_schema  # noqa: PLC0415 - --help needs no pydantic
 
-    print_json(json_schema())
+    print_json(json_schema(config, os.environ))
 
 
 @app.command(epilog="Example: streamproc config show -c streamproc.yaml")

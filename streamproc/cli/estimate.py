@@ -182,7 +182,11 @@ def _measure(
     if len(records) > MAX_SAMPLES:
         records = random.Random(seed).sample(records, MAX_SAMPLES)  # noqa: S311 - as above
     setup = worker_setup(settings, declared)
-    runner = {key: value for key, value in setup["tasks"][task].items() if key != "warmup"}
+    if settings.tasks[task].input.format == "raw":
+        raise SampleError(f"task {task} reads raw values, and batches to measure are made of JSON records")
+    # Samples are JSON, whatever the task's formats are: what decoding another takes is not measured.
+    others = ("warmup", "input_format", "output")
+    runner = {key: value for key, value in setup["tasks"][task].items() if key not in others}
     topics = settings.topics_of(task).inputs
     environ = worker_environment(settings.pool, 0, os.environ)
     prober = Prober(
@@ -226,7 +230,7 @@ def _measure(
 
 
 def _budget(settings: Settings, ceiling: tuple[int, str] | None, option_bytes: int | None, *, on_device: bool) -> Any:
-    from streamproc.estimate.budget import Budget, budget_of, group_bytes, machine_bytes  # noqa: PLC0415 - as above
+    from streamproc.runtime.memory_budget import Budget, budget_of, group_bytes, machine_bytes  # noqa: PLC0415 - as above
 
     if on_device and option_bytes is None and ceiling is not None:
         return Budget(*ceiling)  # the host's limits say nothing of a device's memory

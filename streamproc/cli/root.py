@@ -36,6 +36,7 @@ COMMANDS = {
     "replay": ("streamproc.cli.replay", "Capture records, replay them, compare results."),
     "simulate": ("streamproc.cli.simulate", "Compare batching strategies on a stream, in simulated time."),
     "circuit": ("streamproc.cli.circuit", "Show the tasks' circuits; let a task go on, or pause it."),
+    "asyncapi": ("streamproc.cli.asyncapi", "Print an AsyncAPI document of tasks and topics."),
     "config": ("streamproc.cli.config", "Show the effective settings, or their JSON Schema."),
     "broker": ("streamproc.cli.broker", "Run the embedded broker in the foreground."),
 }

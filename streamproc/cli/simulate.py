@@ -64,6 +64,10 @@ def simulate(
     max_size: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="As batch.max_size.")] = 64,
     max_wait_ms: Annotated[float, typer.Option(metavar="MS", min=0, help="As batch.max_wait_ms.")] = 20.0,
     max_padded: Annotated[int | None, typer.Option(metavar="N", min=1, help="As batch.max_padded.")] = None,
+    target_latency_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", min=0.001, help="As batch.target_latency_ms; tells how many records keep it."),
+    ] = None,
     memory_budget_mb: Annotated[
         float | None,
         typer.Option(metavar="MIB", min=0, help="Most memory of a batch, by the model of --estimate."),
@@ -134,7 +138,7 @@ def simulate(
         arriving = captured if captured is not None and not backlog else at_once(chosen)
     batching = Batching(
         max_size, max_wait_ms, max_padded, _budget_bytes(memory_budget_mb, measured),
-        measured.kappa if measured is not None else 1.0,
+        measured.kappa if measured is not None else 1.0, target_latency_ms,
     )  # fmt: skip
     found = compare(arriving, batching, Workers(cost, workers, noise, seed), strategies)
     if as_json:
@@ -189,16 +193,19 @@ def _show(found: Comparison) -> None:
             f"{run.padding_ratio:.3f}",
             f"{run.latency_ms(0.5):,.1f}",
             f"{run.latency_ms(0.99):,.1f}",
+            *(() if (within := found.within(name)) is None else (f"{within:.1%}",)),
             f"{run.worker_ms / 1_000:,.1f}",
             f"{run.batches:,}",
             ", ".join(f"{rule} {batches:,}" for rule, batches in sorted(run.closed_by.items(), key=lambda it: -it[1])),
         )
         for name, run in found.runs.items()
     ]
+    target = () if found.target_latency_ms is None else (f"within {found.target_latency_ms:g} ms",)
     optimum = ("optimum", f"{best.per_s(count):,.0f}", "100.0%", f"{best.padding_ratio:.3f}", "-", "-",
-               f"{best.worker_ms / 1_000:,.1f}", f"{best.batches:,}", "")  # fmt: skip
-    columns = ("strategy", "records/s", "of optimum", "padding", "p50 ms", "p99 ms", "worker s", "batches", "closed by")
-    print_table(columns, [*rows, optimum], right=columns[1:8], whole=("strategy",), spare=("closed by",))
+               *("-" for _ in target), f"{best.worker_ms / 1_000:,.1f}", f"{best.batches:,}", "")  # fmt: skip
+    columns = ("strategy", "records/s", "of optimum", "padding", "p50 ms", "p99 ms", *target,
+               "worker s", "batches", "closed by")  # fmt: skip
+    print_table(columns, [*rows, optimum], right=columns[1:-1], whole=("strategy",), spare=("closed by",))
     stdout.print("")
     stdout.print(
         "records/s: to the end of the last batch. of optimum: the time of the optimum's batches over its own. padding: "

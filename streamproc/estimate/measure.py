@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
 
-from streamproc.estimate.budget import Budget
 from streamproc.estimate.fit import Fit, Seen, best_size, fit, kappa, mean_error
 from streamproc.estimate.prober import Loaded
 from streamproc.estimate.samples import Samples
@@ -26,6 +25,7 @@ from streamproc.runtime.estimate_file import (
     TimeCoefficients,
 )
 from streamproc.runtime.estimates import fingerprint_of
+from streamproc.runtime.memory_budget import Budget
 from streamproc.settings import Settings
 
 LEAST_MAX_SIZE = 4

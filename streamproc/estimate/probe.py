@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import orjson
 import yaml
 
+from streamproc.runtime.heap import keep_freed_memory
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,6 +39,7 @@ def main() -> None:
     """The child's entry."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    keep_freed_memory()  # as a worker does: it is part of what one holds
     # Ctrl-C reaches the whole terminal group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -50,7 +53,7 @@ def main() -> None:
         begun = time.perf_counter()
         known = set(sys.modules)
         length_of, runner = _load(setup)
-        from streamproc.estimate.memory import peak_of_backend  # noqa: PLC0415 - as in _load
+        from streamproc.runtime.peak_memory import peak_of_backend  # noqa: PLC0415 - as in _load
         from streamproc.runtime.worker import BatchFailedError  # noqa: PLC0415 - as above
 
         with contextlib.suppress(BatchFailedError):  # what fails here fails again when it is measured
@@ -125,8 +128,8 @@ def _measure(
     fresh: bool,
 ) -> dict[str, Any]:
     """Run batches of the records at these places: the first once for its memory alone, then all for their times."""
-    from streamproc.estimate.memory import release_memory  # noqa: PLC0415 - as above
     from streamproc.records import Cause  # noqa: PLC0415 - as above
+    from streamproc.runtime.peak_memory import release_memory  # noqa: PLC0415 - as above
     from streamproc.runtime.worker import BatchFailedError  # noqa: PLC0415 - as above
 
     made = [_batch(topic, [records[place] for place in places]) for places in batches]

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from streamproc.observe.prediction import PredictRequest
 from streamproc.observe.status import CircuitStatus, ProcessorStatus
 
 
@@ -52,6 +53,9 @@ class ProcessorView(Protocol):
     @property
     def stopping(self) -> bool:
         """Whether it is on its way out, so that nothing can be changed any more."""
+
+    def request(self, task: str) -> PredictRequest:
+        """A place for a prediction. Raises RequestError where the task takes none."""
 
     def open_circuit(self, task: str) -> CircuitStatus | None:
         """Pause a task by hand; None where there is no such task."""

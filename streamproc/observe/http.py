@@ -1,12 +1,12 @@
-"""The sidecar's HTTP application: probes, metrics and status of a processor, the circuits of its tasks, reloads.
+"""The sidecar's HTTP application: probes, metrics, status, predictions, the circuits of the tasks, and reloads.
 
 Every handler runs in the event loop and answers from memory, so that an answer takes no thread and waits for nothing;
-but for a reload, which waits for the new workers.
-Nothing here loads a file from another server: there is no documentation page, and ``/openapi.json`` describes it all.
+but for predictions (``predict``), which wait for a worker, and reloads, which wait for new ones. No page loads a file
+from another server (``docs``).
 
-Nobody is asked who they are. So what changes something is for this machine alone (whoever is on it may stop the process
-anyway), and not for a page in a browser on it: no other site's form can send the content type ``application/json``, its
-scripts may not without our consent, and browsers add ``Origin`` to whatever a page posts.
+Nobody is asked who they are here. So what changes something is for this machine alone (whoever is on it may stop the
+process anyway), and not for a page in a browser on it: no other site's form can send the content type
+``application/json``, its scripts may not without our consent, and browsers add ``Origin`` to whatever a page posts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -23,8 +24,11 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamproc.errors import ReloadBusyError, ReloadRefusedError
+from streamproc.observe.docs import docs_routes
 from streamproc.observe.health import Health, HealthSummary, ProcessorView
 from streamproc.observe.metrics import Metrics, package_version
+from streamproc.observe.predict import describe, predict_routes
+from streamproc.observe.prediction import TaskInput
 from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus, ReloadStatus
 from streamproc.settings import HttpSettings
 
@@ -69,15 +73,34 @@ _RELOAD_REFUSALS = {
 }
 
 
+class _Application(FastAPI):
+    """Documents predictions task by task, each with the records of its own."""
+
+    inputs: Mapping[str, TaskInput] = MappingProxyType({})
+    guarded = False
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made once."""
+        if self.openapi_schema is None:
+            describe(super().openapi(), self.inputs, guarded=self.guarded)
+        return super().openapi()
+
+
 def create_app(
     view: ProcessorView,
     metrics: Metrics,
     settings: HttpSettings,
     *,
+    inputs: Mapping[str, TaskInput] | None = None,
+    token: str | None = None,
     reload: Callable[[], Awaitable[ReloadStatus]] | None = None,
 ) -> FastAPI:
-    """The application for one processor; ``Sidecar`` serves it. ``reload`` reloads it, where it has files to read."""
-    app = FastAPI(
+    """The application for one processor; ``Sidecar`` serves it.
+
+    ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them. ``reload``
+    reloads the processor, where it has files to read.
+    """
+    app = _Application(
         title="streamproc",
         summary="The sidecar of a stream processor.",
         description="Health, metrics and status of one replica. Probes answer 200 or 503, with reasons.",
@@ -91,6 +114,10 @@ def create_app(
     app.include_router(_circuit_routes(view))
     if reload is not None:
         app.include_router(_reload_routes(reload))
+    app.include_router(docs_routes())
+    if inputs is not None:
+        app.inputs, app.guarded = inputs, token is not None
+        app.include_router(predict_routes(view.request, settings.predict, list(inputs), token))
     app.add_middleware(RequestLog)
     return app
 

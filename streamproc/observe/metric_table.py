@@ -24,6 +24,7 @@ CloseRule = Literal["size", "bytes", "padding", "memory", "wait", "slo", "knee",
 ProducerOutput = Literal["results", "metrics", "dead_letters"]
 WorkerState = Literal["starting", "ready", "busy", "stopping", "stopped"]
 ReloadOutcome = Literal["taken", "refused"]
+RequestOutcome = Literal["ok", "failed", "invalid", "full", "unavailable", "timeout", "left"]
 RestartCause = Literal["exited", "killed", "oom", "deadline", "recycled", "start_failed"]
 
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -31,6 +32,7 @@ CLOSE_RULES: tuple[CloseRule, ...] = get_args(CloseRule)
 PRODUCER_OUTPUTS: tuple[ProducerOutput, ...] = get_args(ProducerOutput)
 WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
 RELOAD_OUTCOMES: tuple[ReloadOutcome, ...] = get_args(ReloadOutcome)
+REQUEST_OUTCOMES: tuple[RequestOutcome, ...] = get_args(RequestOutcome)
 RESTART_CAUSES: tuple[RestartCause, ...] = get_args(RestartCause)
 
 # From 0.1 ms to the longest batch that anyone waits for; dense around 1 ms, where a small model's steps are.
@@ -41,6 +43,7 @@ TIME_BUCKETS = (
 )
 SIZE_BUCKETS = (*(float(2**power) for power in range(17)), 100_000.0)
 PADDING_BUCKETS = (1.0, 1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+PREDICTION_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0)
 # Records beyond 0.99 are in full batches.
 RATIO_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0)
 
@@ -113,6 +116,14 @@ def _records() -> tuple[MetricSpec, ...]:
             "task",
             unit="seconds",
         ),
+        _spec(
+            group,
+            "counter",
+            "records_target_total",
+            "Records that a worker answered within batch.target_latency_ms of their arrival in the processor, and "
+            "beyond; where it is set.",
+            *("task", "target"),
+        ),
     )
 
 
@@ -167,6 +178,34 @@ def _batches() -> tuple[MetricSpec, ...]:
             "task",
             unit="seconds",
         ),
+        _spec(
+            group,
+            "histogram",
+            "batch_time_over_predicted_ratio",
+            "Time of a batch in its worker over what was predicted of it; where the task has lengths or an estimate.",
+            "task",
+            unit="ratio",
+            buckets=PREDICTION_BUCKETS,
+        ),
+        _spec(
+            group,
+            "histogram",
+            "batch_memory_over_predicted_ratio",
+            "Most memory that a worker held during a batch over what was predicted of the largest that its process has "
+            "run; where the task has an estimate of memory.",
+            "task",
+            unit="ratio",
+            buckets=PREDICTION_BUCKETS,
+        ),
+        _spec(
+            group,
+            "gauge",
+            "memory_factor_ratio",
+            "What predictions of memory are multiplied by; it rises when workers hold more than predicted.",
+            "task",
+            unit="ratio",
+        ),
+        _spec(group, "counter", "batches_out_of_memory_total", "Batches that ran out of memory.", "task"),
         _spec(
             group,
             "histogram",
@@ -281,6 +320,43 @@ def _kafka() -> tuple[MetricSpec, ...]:
     )
 
 
+def _requests() -> tuple[MetricSpec, ...]:
+    group = "Requests"
+    return (
+        _spec(
+            group,
+            "counter",
+            "requests_total",
+            "Predictions over HTTP that were asked for, by what became of them.",
+            *("task", "outcome"),
+        ),
+        _spec(
+            group,
+            "histogram",
+            "request_seconds",
+            "Time from a request's first byte until its results are there, where there are some.",
+            "task",
+            unit="seconds",
+        ),
+        _spec(
+            group,
+            "gauge",
+            "waiting_requests",
+            "Requests that wait for their results; http.predict.max_requests is the most.",
+            "task",
+            unit="requests",
+        ),
+        _spec(
+            group,
+            "gauge",
+            "waiting_bytes",
+            "Bytes of their bodies; http.predict.max_waiting_bytes is the most.",
+            "task",
+            unit="bytes",
+        ),
+    )
+
+
 def _workers() -> tuple[MetricSpec, ...]:
     group = "Workers"
     return (
@@ -310,16 +386,21 @@ TABLE: tuple[MetricSpec, ...] = (
     *_batches(),
     *_flow(),
     *_kafka(),
+    *_requests(),
     *_workers(),
     _spec("Build", "gauge", "build_info", "Always 1; the version of streamproc is in its label.", "version"),
 )
 
 LABEL_MEANINGS: dict[str, str] = {
     "task": "the task's name in the settings",
-    "stage": "where the record failed: `length`, `decode`, `schema`, `preprocess`, `transform_inputs`, `execute`, "
-    "`transform_outputs`, `output`, `encode`, `worker` or `sink`",
+    "stage": "where the record failed: `length`, `batch`, `decode`, `schema`, `preprocess`, `transform_inputs`, "
+    "`execute`, `transform_outputs`, `output`, `encode`, `worker` or `sink`",
     "kind": "the type of the error; `other` after the first 50 of a task, by cause, stage and kind",
-    "outcome": f"of a batch: `ok` or `failed`; of a reload: {' or '.join(f'`{it}`' for it in RELOAD_OUTCOMES)}",
+    "target": "`within` or `beyond`",
+    "outcome": "of a batch: `ok` or `failed`; of a request: `ok`, `failed` (one of its records at least), `invalid` "
+    "(no JSON, or too large), `full`, `unavailable` (the circuit is open, or the processor starts or stops), "
+    "`timeout`, or `left`, where its client hung up; "
+    f"of a reload: {' or '.join(f'`{it}`' for it in RELOAD_OUTCOMES)}",
     "rule": ", ".join(f"`{rule}`" for rule in CLOSE_RULES),
     "step": ", ".join(f"`{step}`" for step in STEPS),
     "direction": "`decode` or `encode`",

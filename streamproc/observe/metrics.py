@@ -23,6 +23,7 @@ from streamproc.observe.metric_table import (
     CLOSE_RULES,
     PRODUCER_OUTPUTS,
     RELOAD_OUTCOMES,
+    REQUEST_OUTCOMES,
     RESTART_CAUSES,
     STEPS,
     TABLE,
@@ -31,6 +32,7 @@ from streamproc.observe.metric_table import (
     MetricSpec,
     ProducerOutput,
     ReloadOutcome,
+    RequestOutcome,
     RestartCause,
     Step,
 )
@@ -51,7 +53,9 @@ def package_version() -> str:
 class Metrics:
     """All metrics of one processor. Its attributes are the rows of the metric table, without the prefix."""
 
-    def __init__(self, registry: CollectorRegistry | None = None, *, version: str | None = None) -> None:
+    def __init__(  # noqa: PLR0915 - a line for each metric
+        self, registry: CollectorRegistry | None = None, *, version: str | None = None
+    ) -> None:
         self.registry = CollectorRegistry() if registry is None else registry
         self.records_in = self._counter("streamproc_records_in_total")
         self.records_out = self._counter("streamproc_records_out_total")
@@ -60,6 +64,7 @@ class Metrics:
         self.records_retried = self._counter("streamproc_records_retried_total")
         self.record_length = self._histogram("streamproc_record_length_seconds")
         self.record_queue = self._histogram("streamproc_record_queue_seconds")
+        self.records_target = self._counter("streamproc_records_target_total")
         self.batches = self._counter("streamproc_batches_total")
         self.batches_closed = self._counter("streamproc_batches_closed_total")
         self.batch_size = self._histogram("streamproc_batch_size_records")
@@ -67,6 +72,10 @@ class Metrics:
         self.batch_padding = self._histogram("streamproc_batch_padding_ratio")
         self.batch_wait = self._histogram("streamproc_batch_wait_seconds")
         self.batch_wall = self._histogram("streamproc_batch_wall_seconds")
+        self.time_over_predicted = self._histogram("streamproc_batch_time_over_predicted_ratio")
+        self.memory_over_predicted = self._histogram("streamproc_batch_memory_over_predicted_ratio")
+        self.memory_factor = self._gauge("streamproc_memory_factor_ratio")
+        self.out_of_memory = self._counter("streamproc_batches_out_of_memory_total")
         self.step = self._histogram("streamproc_step_seconds")
         self.codec = self._histogram("streamproc_codec_seconds")
         self.in_flight_records = self._gauge("streamproc_in_flight_records")
@@ -84,6 +93,10 @@ class Metrics:
         self.rebalances = self._counter("streamproc_rebalances_total")
         self.producer_batches = self._counter("streamproc_producer_batches_total")
         self.producer_errors = self._counter("streamproc_producer_errors_total")
+        self.requests = self._counter("streamproc_requests_total")
+        self.request = self._histogram("streamproc_request_seconds")
+        self.waiting_requests = self._gauge("streamproc_waiting_requests")
+        self.waiting_bytes = self._gauge("streamproc_waiting_bytes")
         self.workers = self._gauge("streamproc_workers")
         self.worker_restarts = self._counter("streamproc_worker_restarts_total")
         self.measurer_restarts = self._counter("streamproc_measurer_restarts_total")
@@ -166,6 +179,8 @@ class TaskMetrics:
         self.records_out = metrics.records_out.labels(task)
         self.records_retried = metrics.records_retried.labels(task)
         self.record_queue = metrics.record_queue.labels(task)
+        self.within_target = metrics.records_target.labels(task, "within")
+        self.beyond_target = metrics.records_target.labels(task, "beyond")
         self.batches_ok = metrics.batches.labels(task, "ok")
         self.batches_failed = metrics.batches.labels(task, "failed")
         self.batches_closed: dict[str, Counter] = {
@@ -177,6 +192,11 @@ class TaskMetrics:
         self.batch_fill = metrics.batch_fill.labels(task)
         self.batch_wait = metrics.batch_wait.labels(task)
         self.batch_wall = metrics.batch_wall.labels(task)
+        self.time_over_predicted = metrics.time_over_predicted.labels(task)
+        self.memory_over_predicted = metrics.memory_over_predicted.labels(task)
+        self.memory_factor = metrics.memory_factor.labels(task)
+        self.memory_factor.set(1.0)
+        self.out_of_memory = metrics.out_of_memory.labels(task)
         self.steps: dict[Step, Histogram] = {step: metrics.step.labels(task, step) for step in STEPS}
         self.decode = metrics.codec.labels(task, "decode")
         self.encode = metrics.codec.labels(task, "encode")
@@ -196,6 +216,13 @@ class TaskMetrics:
         self.producer_errors: dict[ProducerOutput, Counter] = {
             output: metrics.producer_errors.labels(task, output) for output in PRODUCER_OUTPUTS
         }
+
+        self.requests: dict[RequestOutcome, Counter] = {
+            outcome: metrics.requests.labels(task, outcome) for outcome in REQUEST_OUTCOMES
+        }
+        self.request = metrics.request.labels(task)
+        self.waiting_requests = metrics.waiting_requests.labels(task)
+        self.waiting_bytes = metrics.waiting_bytes.labels(task)
 
     def batch_dispatched(self, batch: Batch, now: float) -> None:
         """Count a batch that goes to a worker. Its waiting counts once, at the first attempt."""

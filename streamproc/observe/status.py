@@ -65,6 +65,49 @@ class RecordCounts(StatusModel):
     """Executed again, counted at each execution beyond the first."""
 
 
+class TargetStatus(StatusModel):
+    """The latency that a task is to keep, and the records that were answered within it and beyond since the start."""
+
+    latency_ms: float
+    within: int = 0
+    beyond: int = 0
+
+
+class CostStatus(StatusModel):
+    """What batches of a task are predicted to cost, and what limits them. See docs/batching.md for the coefficients."""
+
+    trusted: bool
+    """Whether times are more than a guess."""
+    alpha_ms: float
+    beta_ms: float
+    gamma_ms: float
+    delta_ms: float
+    a_bytes: float
+    b_bytes: float
+    c_bytes: float
+    d_bytes: float
+    kappa: float
+    """The factor on memory at present."""
+    estimate: str | None = None
+    """The file that it began with."""
+    memory_budget_mb: float | None = None
+    """Most memory that a worker may hold while it runs a batch, in MiB."""
+    memory_budget_source: str | None = None
+    max_size: int
+    max_padded: int | None = None
+
+
+class RequestStatus(StatusModel):
+    """Predictions over HTTP."""
+
+    waiting: int = 0
+    """Requests that wait for their results."""
+    waiting_bytes: int = 0
+    """Bytes of their bodies."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Since the start of the process, by what became of them: the outcomes of `streamproc_requests_total`."""
+
+
 class LastBatch(StatusModel):
     """The batch that a worker answered last."""
 
@@ -110,6 +153,10 @@ class TaskStatus(StatusModel):
     circuit: CircuitStatus = CircuitStatus()
     topics: list[str]
     group: str
+    weight: float = 1.0
+    """Its share of the workers' time, over the weights of all tasks that want it."""
+    target: TargetStatus | None = None
+    """Null where `batch.target_latency_ms` is not set."""
     partitions: list[PartitionStatus] = Field(default_factory=list)
     in_flight_records: int = 0
     in_flight_bytes: int = 0
@@ -118,7 +165,10 @@ class TaskStatus(StatusModel):
     """Records whose lengths are not known yet; they go to the window once they are."""
     window: WindowStatus = WindowStatus()
     counts: RecordCounts = RecordCounts()
+    requests: RequestStatus = RequestStatus()
     last_batch: LastBatch | None = None
+    cost: CostStatus | None = None
+    """Null where records have no length and there is no estimate."""
 
 
 class WorkerStatus(StatusModel):

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -22,6 +23,7 @@ from streamproc.errors import StreamprocError
 from streamproc.record_lines import PlacedRecord
 from streamproc.records import TopicPartition
 from streamproc.replay.capture_file import Writer
+from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.startup import declared_topics, worker_setup
 from streamproc.settings import Settings
@@ -67,7 +69,12 @@ class Offline:
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        self._processor = Processor(settings, worker_setup(settings, declared_topics(settings)), self._broker)
+        self._processor = Processor(
+            settings,
+            worker_setup(settings, declared_topics(settings)),
+            self._broker,
+            plans=batch_plans(settings, os.environ),
+        )
         try:
             await self._processor.start()
             await self._processor.until_ready()

@@ -122,11 +122,24 @@ def _source(record: TopicRecord, headers: dict[str, bytes | None]) -> Source | N
 
 
 def _document(record: TopicRecord) -> Any:
-    """The value as JSON; what is none as ``record_lines`` wraps it."""
+    """The value as JSON, from MessagePack too; what is neither as ``record_lines`` wraps it."""
     try:
         return orjson.loads(record.value or b"")
     except orjson.JSONDecodeError:
-        return orjson.loads(write_value(record))
+        return _packed(record.value) or orjson.loads(write_value(record))
+
+
+def _packed(value: bytes | None) -> Any:
+    """What a value holds that is a map in MessagePack, bytes as base64; None of any other, and without the package."""
+    try:
+        from streamproc.formats.msgpack import decode  # noqa: PLC0415 - a package that only some have
+        from streamproc.formats.values import FormatError, json_form  # noqa: PLC0415 - imports numpy
+    except ImportError:
+        return None
+    try:
+        return json_form(decode(memoryview(value or b"")))
+    except FormatError:
+        return None
 
 
 def _json(text: bytes | None) -> Any:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -28,6 +29,7 @@ from streamproc.errors import SettingsError, StreamprocError
 from streamproc.records import TopicPartition, TopicRecord
 from streamproc.replay.diff import BASELINE, CANDIDATE, SIDES, Comparison
 from streamproc.replay.marks import Source, mark
+from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.startup import declared_topics, worker_setup
 from streamproc.settings import CauseSettings, Settings, TaskSettings
@@ -231,7 +233,12 @@ class _Side:
             name: [settings.group_of(task) for task, it in settings.tasks.items() if name in it.input.topics]
             for name in inputs
         }
-        self.processor = Processor(settings, worker_setup(settings, declared_topics(settings)), self.broker)
+        self.processor = Processor(
+            settings,
+            worker_setup(settings, declared_topics(settings)),
+            self.broker,
+            plans=batch_plans(settings, os.environ),
+        )
 
     async def start(self) -> None:
         """Bring the processor up. Raises ShadowError."""

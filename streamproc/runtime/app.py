@@ -20,9 +20,10 @@ from streamproc.broker.connections import KafkaConnections
 from streamproc.broker.interface import Connections
 from streamproc.errors import ReloadBusyError, ReloadRefusedError
 from streamproc.observe.logs import configure_logging
+from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.reload import Load, Reloader
-from streamproc.runtime.startup import declared_topics, warn_of_memory, worker_setup
+from streamproc.runtime.startup import declared_topics, http_token, task_inputs, warn_of_memory, worker_setup
 from streamproc.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,10 +38,13 @@ class Application:
     def __init__(self, settings: Settings, connections: Connections | None = None, *, load: Load | None = None) -> None:
         """``load`` reads the settings again, for a reload; without there is none."""
         warn_of_memory(settings)
+        self._declared = declared_topics(settings)
+        self._token = http_token(settings.http)
         self.processor = Processor(
             settings,
-            worker_setup(settings, declared_topics(settings)),
+            worker_setup(settings, self._declared),
             connections or KafkaConnections(settings.kafka),
+            plans=batch_plans(settings, os.environ),
         )
         self.reloader = None if load is None else Reloader(self.processor, load, time.time, _configure_logging)
         self.sidecar: Sidecar | None = None
@@ -60,8 +64,10 @@ class Application:
         from streamproc.observe.server import Sidecar  # noqa: PLC0415 - as above
 
         http = self.processor.settings.http
+        inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
         reload = None if self.reloader is None else self.reloader.reload
-        return Sidecar(create_app(self.processor, self.processor.metrics, http, reload=reload), http.host, http.port)
+        app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token, reload=reload)
+        return Sidecar(app, http.host, http.port)
 
     async def stop(self) -> None:
         """Stop the processor, then the sidecar, which answers until the end."""

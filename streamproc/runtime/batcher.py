@@ -22,26 +22,23 @@ is passed by no more batches than there are records before it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from streamproc.records import Batch, Lease, Span
+from streamproc.records import Batch, Failure, Lease, Span
 from streamproc.runtime.limits import Limits
 from streamproc.runtime.online_cost import OnlineCost
-from streamproc.runtime.window import Window
+from streamproc.runtime.refusal import Refusal
+from streamproc.runtime.window import Shape, Window
 from streamproc.runtime.window_bucketed import BucketedWindow
 from streamproc.runtime.window_exact import ExactWindow
 from streamproc.runtime.window_fifo import FifoWindow
 from streamproc.settings import BatchSettings
 
 OVERTAKEN = "overtaken"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """How long after its arrival a record's result should be there, and the margin that is kept from that."""
-
-    latency_s: float
-    margin_s: float = 0.0
+LEAST_MS = 1e-9
+UNKNOWN = 0.5
+"""The part of the target that a record may wait while nobody knows what batches take."""
+SHAPE_AHEAD = 8
+"""For a target the oldest record's batch is made out again once the window has grown by one part in so many."""
 
 
 class Batcher:
@@ -51,9 +48,10 @@ class Batcher:
         task: Its name.
         settings: Strategy and limits.
         next_id: Numbers batches.
-        cost: Predicts times and memory; needed where records have lengths.
+        cost: Predicts times and memory; needed where records have lengths, and for a target. Records without count as 1
+            long.
         memory_budget_bytes: Most memory of a batch, by ``cost``.
-        target: SLO mode: a latency to keep.
+        account: Whose share of the workers' time its batches take; the task's by default.
     """
 
     def __init__(
@@ -64,13 +62,15 @@ class Batcher:
         *,
         cost: OnlineCost | None = None,
         memory_budget_bytes: float | None = None,
-        target: Target | None = None,
+        account: str = "",
     ) -> None:
         self._task = task
+        self._account = account
         self._max_wait_s = settings.max_wait_ms / 1_000
         self._next_id = next_id
         self._cost = cost
-        self._target = target
+        target_ms = settings.target_latency_ms
+        self._target_s = None if target_ms is None else (target_ms - settings.target_margin_ms) / 1_000
         self._max_size = 1 if settings.strategy == "none" else settings.max_size
         self._limits = Limits(
             self._max_size,
@@ -79,9 +79,14 @@ class Batcher:
             cost=cost,
             memory_budget_bytes=memory_budget_bytes,
         )
+        self._refusal = Refusal(self._limits, cost) if settings.oversized == "dead_letter" else None
         self._window = _window(settings, self._limits, cost)
         self._look_from = 0
-        """Records from which on the knee may have been reached."""
+        """Records from which on the knee may have been reached, while none is longer than ``_look_longest``."""
+        self._look_longest = 0
+        self._shape = Shape(0, 0)
+        self._shape_until = 0
+        """Records from which on the oldest record's batch is made out anew, for the target."""
 
     @property
     def size(self) -> int:
@@ -92,6 +97,10 @@ class Batcher:
     def size_bytes(self) -> int:
         """Bytes of their values."""
         return self._window.size_bytes
+
+    def refused(self, span: Span) -> list[tuple[int, Failure]]:
+        """The records that fit no batch and are not to run alone, by their place in the span; not to be added."""
+        return [] if self._refusal is None else self._refusal.of(span)
 
     def add(self, span: Span) -> None:
         """Take records in; their window opened at ``span.arrived_at``."""
@@ -109,7 +118,7 @@ class Batcher:
         if opened_at is None:
             return None
         deadline = opened_at + self._max_wait_s
-        return min(deadline, self._latest(opened_at)) if self._target is not None else deadline
+        return min(deadline, self._latest(opened_at)) if self._target_s is not None else deadline
 
     def full(self) -> str | None:
         """The rule by which a batch can grow no more, whoever waits."""
@@ -125,7 +134,7 @@ class Batcher:
             return rule
         if now >= opened_at + self._max_wait_s:
             return "wait"
-        if self._target is not None and now >= self._latest(opened_at):
+        if self._target_s is not None and now >= self._latest(opened_at):
             return "slo"
         if self._at_knee():
             return "knee"
@@ -143,8 +152,8 @@ class Batcher:
         opened_at = self._window.opened_at
         if opened_at is None:
             raise AssertionError("there is nothing to take")
-        self._look_from = 0
-        overdue = now >= opened_at + self._max_wait_s
+        overdue = self.deadline is not None and now >= self.deadline
+        self._look_from = self._shape_until = 0
         if rule == OVERTAKEN:
             spans = self._window.take_overtaken()
         else:
@@ -157,17 +166,57 @@ class Batcher:
             closed_at=now,
             closed_by=rule,
             fill=0.0,
+            account=self._account,
         )
         batch.fill = batch.size / self._max_size
-        if self._cost is not None and batch.longest is not None:
-            batch.predicted_ms = self._cost.model.time_ms(batch.size, batch.longest)
-            batch.predicted_bytes = self._cost.memory_bytes(batch.size, batch.longest) or None
+        self.predict(batch)
         return batch
+
+    def predict(self, batch: Batch) -> None:
+        """Note what is expected of a batch, as far as there is a model."""
+        if self._cost is not None:
+            shape = batch.size, _length(batch)
+            batch.predicted_ms = self._cost.model.time_ms(*shape)
+            batch.model_bytes = self._cost.model.memory_bytes(*shape)
+            batch.predicted_bytes = self._cost.memory_bytes(*shape) or None
 
     def ran(self, batch: Batch, seen_ms: float) -> None:
         """A batch took so long in its worker: better predictions from now on."""
-        if self._cost is not None and batch.longest is not None:
-            self._cost.observe_time(batch.size, batch.longest, seen_ms)
+        self._limits.ran()
+        if self._cost is not None:
+            self._cost.observe_time(batch.size, _length(batch), seen_ms)
+
+    def held(self, model_bytes: float, seen_bytes: float) -> None:
+        """A worker held so much memory at its peak; the largest batch that its process ran has ``model_bytes``."""
+        if self._cost is not None:
+            self._cost.observe_memory(model_bytes, seen_bytes)
+
+    def out_of_memory(self, batch: Batch) -> int | None:
+        """A batch ran out of memory: make those to come smaller.
+
+        Returns: How many records of its length a batch may have now; None where it says nothing new. Parts of a batch
+        say nothing new, nor does a record alone, nor what was made before the limits were lowered to what they are.
+        """
+        length = _length(batch)
+        if batch.attempt > 1 or batch.size == 1 or batch.size > max(self._limits.n_max(length), 1):
+            return None
+        self._limits.out_of_memory(batch.size, length)
+        return max(self._limits.n_max(length), 1)
+
+    def forgive(self, batch: Batch) -> None:
+        """This one record of a batch that ran out of memory does so alone: the batch was not too large."""
+        if batch.attempt > 1:
+            self._limits.forgive()
+
+    @property
+    def cost(self) -> OnlineCost | None:
+        """What predicts times and memory."""
+        return self._cost
+
+    @property
+    def limits(self) -> Limits:
+        """What a batch may hold."""
+        return self._limits
 
     def take_over(self, before: Batcher) -> None:
         """The waiting records of a batcher whose settings, or costs, hold no more; strategy and lengths are the same.
@@ -180,30 +229,46 @@ class Batcher:
 
     def discard(self, leases: set[Lease] | None = None) -> list[Span]:
         """Give back the waiting records of these leases, or all of them."""
-        self._look_from = 0
+        self._look_from = self._shape_until = 0
         return self._window.discard(leases)
 
     def _latest(self, opened_at: float) -> float:
-        """When the oldest record's batch has to begin to be done within the target."""
-        if self._target is None or self._cost is None or not self._cost.trusted:
+        """When the oldest record's batch has to begin to be done within the target.
+
+        Once it runs, others that wait may become due too: they are allowed for, as if they had to run before.
+        """
+        if self._target_s is None or self._cost is None:
             return float("inf")
-        late_s = self._cost.late_ms(*self._window.shape()) / 1_000
-        return opened_at + self._target.latency_s - self._target.margin_s - late_s
+        if not self._cost.trusted:
+            return opened_at + self._target_s * UNKNOWN
+        size = self._window.size
+        if size >= self._shape_until:
+            # To make it out may take a plan. One for each record would be too many: it is made for what is to come too.
+            shape, growth = self._window.shape(), size // SHAPE_AHEAD
+            self._shape = shape._replace(size=min(shape.size + growth, self._max_size))
+            self._shape_until = size + growth + 1
+        late_ms = self._cost.late_ms(self._shape.size, self._shape.length) + self._shape.rest_ms
+        return opened_at + self._target_s - late_ms / 1_000
 
     def _at_knee(self) -> bool:
-        cost, size = self._cost, self._window.size
-        if cost is None or not cost.trusted or size < self._look_from:
+        cost, size, longest = self._cost, self._window.size, self._window.longest
+        if cost is None or not cost.trusted or (size < self._look_from and longest <= self._look_longest):
             return False
-        model, longest = cost.model, self._window.longest
-        if model.short_of_knee_ms(size, longest) > 0:
-            return False  # not even with all of them in one batch
-        short_ms = model.short_of_knee_ms(*self._window.shape())
-        if short_ms <= 0:
-            return True
+        model = cost.model
+        short_ms = model.short_of_knee_ms(size, longest)
+        if short_ms <= 0:  # with all of them in one batch
+            short_ms = model.short_of_knee_ms(*self._window.shape()[:2])
+            if short_ms <= 0:
+                return True
         # To make out the batch with the oldest record may take a plan, and one for each record would be too many: it is
         # made again once what came since could make up for what was short.
-        self._look_from = size + 1 + int(short_ms / model.record_ms(longest))
+        self._look_from = size + 1 + int(min(short_ms / max(model.record_ms(longest), LEAST_MS), self._max_size))
+        self._look_longest = longest
         return False
+
+
+def _length(batch: Batch) -> int:
+    return 1 if batch.longest is None else batch.longest
 
 
 def _window(settings: BatchSettings, limits: Limits, cost: OnlineCost | None) -> Window:

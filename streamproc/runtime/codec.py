@@ -1,4 +1,4 @@
-"""What the worker does with bytes: values to records on the way in, results to values on the way out.
+"""What the worker does with bytes: values to records on the way in, results to values on the way out. JSON's part.
 
 Pure functions of their input, no I/O, no state beyond a task's compiled schemas. A record that cannot be decoded or
 does not match its topic's schema becomes a ``Failure`` of its own; the others of its batch go on.
@@ -10,7 +10,7 @@ bits, since a decoder that silently turns a larger one into a float changes the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 
 from streamproc.backend.normalize import ensure_native_types
+from streamproc.formats.values import json_form
 from streamproc.records import Cause, Failure
 
 DIGITS_BEYOND_64_BITS = 19
@@ -27,20 +28,28 @@ _ENCODE = orjson.OPT_SERIALIZE_NUMPY
 
 
 class Schema:
-    """The JSON Schema of one topic, compiled."""
+    """A JSON Schema, compiled: that of a topic, or one of the schema registry."""
 
-    def __init__(self, topic: str, schema: dict[str, Any]) -> None:
-        self._topic = topic
-        self._validator = jsonschema_rs.validator_for(schema, mask="its value")
+    def __init__(
+        self, topic: str, schema: Any, *, retriever: Callable[[str], Any] | None = None, of: str | None = None
+    ) -> None:
+        """``retriever`` gives the schemas that it refers to; ``of`` says whose it is where it is no topic's."""
+        self._of = of or f"topic {topic}"
+        self._validator = jsonschema_rs.validator_for(schema, mask="its value", retriever=retriever)
 
     def check(self, record: dict[str, Any]) -> Failure | None:
         """Why the record does not match, or None; the message names the field and the rule, never the record's data."""
-        if self._validator.is_valid(record):
-            return None
+        try:
+            if self._validator.is_valid(record):
+                return None
+        except ValueError:  # bytes, which no JSON has
+            record = json_form(record)
+            if self._validator.is_valid(record):
+                return None
         error = next(iter(self._validator.iter_errors(record)))
         field = ".".join(str(part) for part in error.instance_path) or "the record"
         rule = "/".join(str(part) for part in error.schema_path)
-        message = f"{field}: {error.message} (schema of topic {self._topic}, at {rule})"
+        message = f"{field}: {error.message} (schema of {self._of}, at {rule})"
         return Failure(Cause.INVALID, "schema", "SchemaViolation", shorten(message))
 
 
@@ -77,27 +86,33 @@ def _decode_small(value: memoryview | None, max_value_bytes: int) -> dict[str, A
     """As ``decode``, for one value of a batch in which some are too large."""
     if value is None or len(value) <= max_value_bytes:
         return decode([value], value if value is not None else memoryview(b""), max_value_bytes)[0]
+    return too_large(value, max_value_bytes)
+
+
+def too_large(value: memoryview, max_value_bytes: int) -> Failure:
+    """What a value becomes that is larger than its task takes."""
     message = (
         f"the value has {len(value)} bytes, more than the task's input.max_value_bytes allows ({max_value_bytes}); "
         f"raise it, or send less"
     )
-    return _undecodable("ValueTooLarge", message)
+    return undecodable("ValueTooLarge", message)
 
 
 def _decode_one(value: memoryview | None) -> dict[str, Any] | Failure:
     if value is None:
-        return _undecodable("NullValue", "the value is null (a tombstone), not a JSON object")
+        return undecodable("NullValue", "the value is null (a tombstone), not a JSON object")
     try:
         record = orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        return _undecodable("InvalidJSON", shorten(f"the value is not JSON: {error}"))
+        return undecodable("InvalidJSON", shorten(f"the value is not JSON: {error}"))
     if type(record) is not dict:
         kind = {list: "an array", str: "a string", type(None): "null", bool: "a boolean"}.get(type(record), "a number")
-        return _undecodable("NotAnObject", f"the value is {kind}, not a JSON object")
+        return undecodable("NotAnObject", f"the value is {kind}, not a JSON object")
     return record
 
 
-def _undecodable(kind: str, message: str) -> Failure:
+def undecodable(kind: str, message: str) -> Failure:
+    """What a value becomes that is no record."""
     return Failure(Cause.INVALID, "decode", kind, message)
 
 
@@ -131,9 +146,9 @@ def _check_integers(value: memoryview) -> Failure | None:
         json.loads(bytes(value), parse_int=_refuse_wide, parse_float=_ignore)
     except _WideInteger as wide:
         message = f"the value holds an integer of {wide.digits} digits, beyond 64 bits; send it as a string"
-        return _undecodable("IntegerTooLarge", message)
+        return undecodable("IntegerTooLarge", message)
     except RecursionError:
-        return _undecodable("InvalidJSON", "the value is nested too deeply to be checked")
+        return undecodable("InvalidJSON", "the value is nested too deeply to be checked")
     return None
 
 

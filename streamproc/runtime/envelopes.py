@@ -99,15 +99,17 @@ def batch_record(
     results: int,
     failed: int,
     wall_ms: float,
+    peak_bytes: float | None,
     ended_at_ms: int,
     version: str | None,
 ) -> bytes:
     """The value of a batch's record in the metrics topic.
 
     packflow's execution metrics, and around them: ``records`` the batch was made of and what became of them, the rule
-    that closed its window, fill of its maximum size, time in the worker, the time that was predicted, and who ran it.
-    Times are milliseconds, memory is in bytes. ``padding_ratio`` and the predictions are null where the task's records
-    have no length. Records that have none where they should are told of together, as ``closed_by: length``.
+    that closed its window, fill of its maximum size, time and memory in the worker, what was predicted of both, and who
+    ran it. Times are milliseconds, memory is in bytes, null where it is not known. ``padding_ratio`` is null where the
+    task's records have no length; so are the predictions, unless there is an estimate or a target. Records that have no
+    length where they should are told of together, as ``closed_by: length``; those that fit no batch, as ``oversized``.
     """
     batch = report.batch
     return orjson.dumps(
@@ -115,12 +117,14 @@ def batch_record(
             "task": batch.task,
             "batch": batch.id,
             "records": batch.size,
+            "requested": batch.requested,
             "results": results,
             "failed": failed,
             **metrics,
             "wall_time": round(wall_ms, 5),
             "predicted_wall_time": None if batch.predicted_ms is None else round(batch.predicted_ms, 5),
             "predicted_memory": None if batch.predicted_bytes is None else int(batch.predicted_bytes),
+            "memory": None if peak_bytes is None else int(peak_bytes),
             "closed_by": batch.closed_by,
             "fill": round(batch.fill, 5),
             "padding_ratio": None if batch.padding_ratio is None else round(batch.padding_ratio, 5),

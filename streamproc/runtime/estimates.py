@@ -8,10 +8,10 @@ conditions it is still the best to begin with: the processor says what differs, 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,8 +19,6 @@ import orjson
 
 from streamproc.runtime.estimate_file import Estimate, read_estimate
 from streamproc.settings import Settings
-
-log = logging.getLogger(__name__)
 
 NONE = "none"
 _PACKAGE = "package "
@@ -33,10 +31,19 @@ def estimate_path(settings: Settings, task: str) -> Path:
     return settings.estimates_dir / f"{task}.estimate.json"
 
 
-def load_estimate(settings: Settings, task: str, environ: Mapping[str, str]) -> Estimate | None:
-    """The estimate of a task; None where there is none, or none for lengths as they are measured now.
+@dataclass(frozen=True, slots=True)
+class FoundEstimate:
+    """The file of a task's estimate, and what came of it."""
 
-    Warns of what differs between the conditions that it was measured under and those here.
+    path: Path
+    estimate: Estimate | None
+    """None where lengths are measured otherwise now."""
+    warning: str
+    """One sentence: why it is not used, or which conditions differ; empty where there is nothing to say."""
+
+
+def find_estimate(settings: Settings, task: str, environ: Mapping[str, str]) -> FoundEstimate | None:
+    """The estimate of a task; None where there is no file.
 
     Args:
         settings: The application's.
@@ -53,16 +60,18 @@ def load_estimate(settings: Settings, task: str, environ: Mapping[str, str]) -> 
     length = settings.tasks[task].batch.length_text
     again = f"run `streamproc estimate --task {task}` again"
     if found.length != length:
-        log.warning(
-            "%s is not used: its lengths are %s, and those of task %s are %s; %s",
-            *(path, found.length or "not measured", task, length or "not measured", again),
+        return FoundEstimate(
+            path,
+            None,
+            f"{path} is not used: its lengths are {found.length or 'not measured'}, and those of task {task} are "
+            f"{length or 'not measured'}; {again}",
         )
-        return None
     packages = {name.removeprefix(_PACKAGE) for name in found.fingerprint if name.startswith(_PACKAGE)}
     here = fingerprint_of(settings, environ, {name: _version(name) for name in packages})
-    if differs := differences(found.fingerprint, here):
-        log.warning("%s was measured under other conditions (%s); %s", path, ", ".join(differs), again)
-    return found
+    differs = ", ".join(differences(found.fingerprint, here))
+    return FoundEstimate(
+        path, found, f"{path} was measured under other conditions ({differs}); {again}" if differs else ""
+    )
 
 
 def fingerprint_of(settings: Settings, environ: Mapping[str, str], packages: Mapping[str, str]) -> dict[str, str]:

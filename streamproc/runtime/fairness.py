@@ -10,6 +10,9 @@ Shares alone would let a task that is due in a moment wait for one that is not. 
 a light one, nor the other way round: while it wants a worker, a task of weight w gets w / (sum of weights) of their
 time, less a batch.
 
+A task's requests over HTTP, where they batch apart, are a task of their own here: of the same weight, and with a name
+that no task has.
+
 Passive: no clock. A task that wanted nothing for a while comes back with no claim on what it did not use.
 """
 
@@ -101,7 +104,7 @@ class Fairness:
     """The accounts of all tasks.
 
     Args:
-        weights: Of each task, above 0.
+        weights: Of each task, above 0: as ``weight`` in its settings.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -132,15 +135,17 @@ class Fairness:
 
     def dispatched(self, batch: Batch) -> None:
         """A batch goes to a worker: charge its task what is predicted, or what the last one took."""
-        cost_ms = self._last_ms[batch.task] if batch.predicted_ms is None else batch.predicted_ms
+        task = batch.account
+        cost_ms = self._last_ms[task] if batch.predicted_ms is None else batch.predicted_ms
         self._charged_ms[batch.id] = cost_ms
-        self._running[batch.task] += 1
-        self._times[batch.task] += cost_ms / self._weights[batch.task]
+        self._running[task] += 1
+        self._times[task] += cost_ms / self._weights[task]
 
     def ended(self, batch: Batch, seen_ms: float | None) -> None:
         """It took so long in fact; None where nobody knows."""
+        task = batch.account
         charged_ms = self._charged_ms.pop(batch.id)
-        self._running[batch.task] -= 1
+        self._running[task] -= 1
         if seen_ms is not None:
-            self._last_ms[batch.task] = seen_ms
-            self._times[batch.task] += (seen_ms - charged_ms) / self._weights[batch.task]
+            self._last_ms[task] = seen_ms
+            self._times[task] += (seen_ms - charged_ms) / self._weights[task]

@@ -48,13 +48,14 @@ def reach(
         byte_totals: As ``totals``, of the bytes; None where they do not matter.
     """
     lows = [0]
-    n_max, before, most, low = limits.n_max, -1, 0, 0
-    for stop, length in enumerate(lengths, 1):
+    n_max, before, most, low, reached = limits.n_max, -1, 0, 0, totals[0]
+    for stop, (length, total) in enumerate(zip(lengths, totals[1:], strict=True), 1):
         if length != before:
             before, most = length, n_max(length)
-        least = totals[stop] - most
-        while low < stop - 1 and totals[low] < least:
+        least = total - most
+        while reached < least and low < stop - 1:
             low += 1
+            reached = totals[low]
         lows.append(low)
     if byte_totals is not None:
         low = 0
@@ -84,30 +85,30 @@ def cheapest_division(
     expires = [count + 1] * (count + 1)
     before = 0
     for stop, low in enumerate(lows):
-        while before < low:
-            expires[before] = stop
-            before += 1
+        if low != before:
+            expires[before:low] = [stop] * (low - before)
+            before = low
     # Candidates, and for each the index from which on it beats the one before it.
     queue, since = [0], [0]
-    head = 0
-    for stop in range(1, count + 1):
-        while head < len(queue) - 1 and since[head + 1] <= stop:
+    head = last = 0
+    for stop, (cost_ms, total) in enumerate(zip(costs_ms, totals[1:], strict=True), 1):
+        while head < last and since[head + 1] <= stop:
             head += 1
-        start = queue[head]
-        begin[stop] = start
-        total = totals[stop]
-        found = best[stop] = best[start] + alpha_ms + (total - totals[start]) * costs_ms[stop - 1]
+        begin[stop] = start = queue[head]
+        best[stop] = found = best[start] + alpha_ms + (total - totals[start]) * cost_ms
         while True:
-            back = queue[-1]
+            back = queue[last]
             slope = (found - best[back]) / (total - totals[back])
-            overtakes = min(bisect_left(costs_ms, slope, stop) + 1, expires[back])
-            if len(queue) - 1 == head or overtakes > since[-1]:
+            # Not looked for beyond the expiry: there it overtakes at the latest.
+            overtakes = bisect_left(costs_ms, slope, stop, expires[back] - 1) + 1
+            if last == head or overtakes > since[last]:
                 break
-            queue.pop()
-            since.pop()
+            del queue[last], since[last]
+            last -= 1
         if overtakes <= count:
             queue.append(stop)
             since.append(overtakes)
+            last += 1
     ends = []
     at = count
     while at:

@@ -7,6 +7,7 @@ wait while no batch was executed for longer than one may compute, or offsets wai
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -15,11 +16,14 @@ from streamproc.observe.metric_table import WorkerState
 from streamproc.observe.metrics import package_version
 from streamproc.observe.status import (
     CircuitStatus,
+    CostStatus,
     LastBatch,
     MeasurerStatus,
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
+    RequestStatus,
+    TargetStatus,
     TaskStatus,
     WindowStatus,
     WorkerStatus,
@@ -66,6 +70,8 @@ class Inspector:
             metrics.paused_partitions.set(
                 task.source.assigned_partitions if task.source.held else len(task.source.paused)
             )
+            metrics.waiting_requests.set(len(task.requests))
+            metrics.waiting_bytes.set(task.requests.size_bytes)
             waiting = 0
             for books in task.ledger.partitions():
                 lag_records, lag_seconds = self._lag(task, books)
@@ -219,6 +225,8 @@ class Inspector:
         elif task.circuit.is_open:
             reason = _open_because(task, now)
         opened_at = task.batcher.opened_at
+        settings = self._processor.settings.tasks[task.name]
+        latency_ms = settings.batch.target_latency_ms
         return TaskStatus(
             state=cast("Literal['starting', 'running', 'draining', 'stopped']", task.state),
             paused=_paused(task),
@@ -226,6 +234,10 @@ class Inspector:
             circuit=self.circuit(task.name, now),
             topics=list(task.topics.inputs),
             group=task.group,
+            weight=settings.weight,
+            target=None
+            if latency_ms is None
+            else TargetStatus(latency_ms=latency_ms, within=task.counts.within, beyond=task.counts.beyond),
             partitions=partitions,
             in_flight_records=task.ledger.in_flight_records,
             in_flight_bytes=task.ledger.in_flight_bytes,
@@ -240,7 +252,27 @@ class Inspector:
                 dropped=task.counts.dropped,
                 retried=task.counts.retried,
             ),
+            requests=RequestStatus(
+                waiting=len(task.requests), waiting_bytes=task.requests.size_bytes, counts=dict(task.counts.requests)
+            ),
             last_batch=self._last_batch(task),
+            cost=self._cost(task),
+        )
+
+    @staticmethod
+    def _cost(task: TaskStream) -> CostStatus | None:
+        cost, plan = task.batcher.cost, task.plan
+        if cost is None:
+            return None
+        return CostStatus(
+            trusted=cost.trusted,
+            **asdict(cost.model),
+            kappa=cost.kappa,
+            estimate=None if plan.path is None else str(plan.path),
+            memory_budget_mb=None if plan.budget is None else round(plan.budget.size_bytes / 1_048_576, 1),
+            memory_budget_source=None if plan.budget is None else plan.budget.source,
+            max_size=plan.batch.max_size,
+            max_padded=plan.batch.max_padded,
         )
 
     @staticmethod

@@ -81,6 +81,7 @@ class Isolation:
             fill=batch.fill,
             attempt=batch.attempt + 1,
             retried=batch.retried,
+            account=batch.account,
         )
 
 

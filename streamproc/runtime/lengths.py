@@ -1,7 +1,7 @@
 """What a record is padded by, from its value: a field's length, or what the backend's function answers.
 
 Runs in the measuring process, never in the parent. A record that has no such length fails by itself; a value that no
-worker would take (it is no JSON object, or too large) has length 0, and the worker says what is wrong with it.
+worker would take (it is no record, or too large) has length 0, and the worker says what is wrong with it.
 
 The function is the user's: whatever it raises fails the record that it was asked about.
 """
@@ -10,22 +10,35 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from streamproc.backend.paths import read_field
 from streamproc.backend.tasks import MultiTaskBackend, resolve_task
-from streamproc.errors import InferenceBackendLoadError, name_of_type, text_of
+from streamproc.errors import InferenceBackendLoadError, RegistryError, name_of_type, text_of
+from streamproc.formats.values import FormatError
 from streamproc.runtime.codec import shorten
+from streamproc.runtime.decoders import DecodeOne, decode_one_for
 from streamproc.runtime.wire import MAX_LENGTH, UNMEASURED
+
+if TYPE_CHECKING:
+    from streamproc.formats.registry import Registry
 
 LengthOf = Callable[[dict[str, Any]], object]
 
 _TYPES = {"characters": str, "bytes": str, "items": list}
 _NEEDED = {"characters": "a text", "bytes": "a text", "items": "a list", "value": "a number"}
-_KINDS = {str: "a text", list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+_KINDS = {
+    bytes: "bytes",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
 
 
 class LengthError(Exception):
@@ -55,6 +68,8 @@ def of_field(field: str, unit: str) -> LengthOf:
         if unit == "value":
             if value is not None:
                 return value
+        elif unit == "bytes" and type(value) is bytes:
+            return len(value)
         elif type(value) is _TYPES[unit]:
             return len(value.encode("utf-8", "surrogatepass") if unit == "bytes" else value)
         if value is None:
@@ -87,23 +102,34 @@ def of_backend(backend: object, task: str) -> LengthOf:
 class Meter:
     """Measures the records of one task."""
 
-    def __init__(self, length_of: LengthOf, what: str, max_value_bytes: int) -> None:
-        """``what`` is measured, for sentences: ``the field text``."""
+    def __init__(
+        self, length_of: LengthOf, what: str, max_value_bytes: int, decode_one: DecodeOne = orjson.loads
+    ) -> None:
+        """``what`` is measured, for sentences: ``the field text``; ``decode_one`` is the task's."""
         self._length_of = length_of
         self._what = what
         self._max_value_bytes = max_value_bytes
+        self._decode_one = decode_one
 
     def measure(self, values: Sequence[memoryview | None]) -> tuple[array[int], list[tuple[str, str, BaseException]]]:
         """The length of each record, and for each that has none (``UNMEASURED``) kind, sentence and exception."""
-        lengths = array("q", bytes(8 * len(values)))
+        return self.measure_records(map(self._record, values), len(values))
+
+    def _record(self, value: memoryview | None) -> object:
+        if value is None or len(value) > self._max_value_bytes:
+            return None
+        try:
+            return self._decode_one(value)
+        except (ValueError, FormatError, RegistryError):
+            return None  # the worker meets it too, and says so
+
+    def measure_records(
+        self, records: Iterable[object], count: int
+    ) -> tuple[array[int], list[tuple[str, str, BaseException]]]:
+        """As ``measure``, of ``count`` records that are decoded."""
+        lengths = array("q", bytes(8 * count))
         failures: list[tuple[str, str, BaseException]] = []
-        for index, value in enumerate(values):
-            if value is None or len(value) > self._max_value_bytes:
-                continue
-            try:
-                record = orjson.loads(value)
-            except ValueError:
-                continue
+        for index, record in enumerate(records):
             if type(record) is not dict:
                 continue
             try:
@@ -118,7 +144,7 @@ class Meter:
         return lengths, failures
 
 
-def meter_for(setup: Mapping[str, Any], backend: object, task: str) -> Meter:
+def meter_for(setup: Mapping[str, Any], backend: object, task: str, registry: Registry | None = None) -> Meter:
     """Measures a task's records as ``startup.length_setup`` says; ``backend`` is needed for its own lengths only.
 
     Raises:
@@ -129,4 +155,4 @@ def meter_for(setup: Mapping[str, Any], backend: object, task: str) -> Meter:
     else:
         length_of = of_backend(backend, task)
         what = f"length() of {type(getattr(length_of, '__self__', backend)).__name__}"
-    return Meter(length_of, what, setup["max_value_bytes"])
+    return Meter(length_of, what, setup["max_value_bytes"], decode_one_for(setup["input_format"], registry))

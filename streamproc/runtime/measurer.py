@@ -21,6 +21,7 @@ import yaml
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
 from streamproc.runtime.child import child_main, start_failure
+from streamproc.runtime.decoders import registry_of
 from streamproc.runtime.lengths import LengthError, Meter, meter_for
 from streamproc.runtime.wire import Frame, Kind, decode_values, read_frame, write_frame
 
@@ -61,7 +62,8 @@ class Measurer:
         backend: Any = None
         if (setup := head["backend"]) is not None:
             backend = load_backend(**{**setup, "config": yaml.safe_load(setup["config"])}, initialize=False)
-        self._meters = {name: meter_for(task, backend, name) for name, task in head["tasks"].items()}
+        registry = registry_of(head["registry"])
+        self._meters = {name: meter_for(task, backend, name, registry) for name, task in head["tasks"].items()}
 
     def _answer(self, frame: Frame) -> None:
         task = frame.head["task"]

@@ -5,10 +5,13 @@ Passive and deterministic: no clock, no chance, no I/O; a few microseconds a bat
 Time: least squares with forgetting (λ = 0.99 a batch, so about the last hundred count) on relative errors, kept in
 information form, and solved by a sweep of coordinate descent a batch from the coefficients of before. No coefficient
 gets negative, and one that was left out of the model (zero) stays out. The model that it began with keeps its weight:
-where batches of one shape alone say nothing about a coefficient, it returns slowly to what it was.
+where batches of one shape alone say nothing about a coefficient, it returns slowly to what it was. A guess only says
+how its coefficients stand to each other: the first batch gives their scale.
 
-Memory: κ is what predictions are multiplied by. It rises at once to what was seen over what was predicted, and by a
-quarter where memory ran out; it decays slowly to the factor of the calibration.
+Memory: κ is what predictions are multiplied by. It rises at once to what was seen over what was predicted, and decays
+slowly to the factor of the calibration. What a worker holds is compared with the most that was predicted of any batch
+that its process ran: an allocator keeps of a large batch what it then holds beside a small one. Where memory ran out
+nothing was seen; what follows from that is for ``limits``.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from streamproc.runtime.cost import CostModel
 FORGETTING = 0.99
 PRIOR_WEIGHT = 0.05
 """The weight that the first model keeps, in batches out of the hundred or so that count."""
-OUT_OF_MEMORY_FACTOR = 1.25
 DECAY = 0.9999
 """A batch's part in κ's way back to its floor: half of it in 7,000 batches."""
 LEAST = 1e-6
@@ -49,7 +51,8 @@ class OnlineCost:
             raise ValueError(f"kappa is {kappa}: it is at least 1, since memory is never less than was measured")
         self.model = model
         self.kappa = kappa
-        self._floor = kappa
+        self.floor = kappa
+        """The calibration's."""
         self._seen = TRUSTED_FROM if calibrated else 0
         self._late_factor = 1.0
         first = (model.alpha_ms, model.beta_ms, model.gamma_ms, model.delta_ms)
@@ -72,6 +75,8 @@ class OnlineCost:
         """A batch of ``size`` records, padded to ``length``, took so long."""
         if not (seen_ms > 0 and math.isfinite(seen_ms)):
             return
+        if self._seen == 0:
+            self._scale(seen_ms / self.model.time_ms(size, length))
         self._seen += 1
         late = seen_ms > self.late_ms(size, length)
         step = QUANTILE if late else QUANTILE - 1
@@ -86,15 +91,10 @@ class OnlineCost:
             self._target[index] = FORGETTING * self._target[index] + own + keep
         self._solve()
 
-    def observe_memory(self, size: int, length: int, seen_bytes: float) -> None:
-        """A batch of that shape needed so much at its peak."""
-        predicted = self.model.memory_bytes(size, length)
-        decayed = self._floor + (self.kappa - self._floor) * DECAY
-        self.kappa = max(decayed, seen_bytes / predicted) if predicted > 0 else decayed
-
-    def out_of_memory(self) -> None:
-        """A batch ran out of memory: be more careful from now on."""
-        self.kappa *= OUT_OF_MEMORY_FACTOR
+    def observe_memory(self, model_bytes: float, seen_bytes: float) -> None:
+        """A worker held so much at its peak, where ``model``, without κ, has so much for the largest that it ran."""
+        decayed = self.floor + (self.kappa - self.floor) * DECAY
+        self.kappa = max(decayed, seen_bytes / model_bytes) if model_bytes > 0 else decayed
 
     def memory_bytes(self, size: int, length: int) -> float:
         """The memory to expect, κ included."""
@@ -103,6 +103,11 @@ class OnlineCost:
     def late_ms(self, size: int, length: int) -> float:
         """The time that all but one batch in a hundred stay within."""
         return self._late_factor * self.model.time_ms(size, length)
+
+    def _scale(self, factor: float) -> None:
+        """Multiply the model that it began with, as if it had begun with that."""
+        self._first = [it * factor for it in self._first]
+        self._solved()
 
     def _solve(self) -> None:
         """Two sweeps over the coefficients, each set to its best while the others stand; none below zero.
@@ -114,8 +119,11 @@ class OnlineCost:
             for index, products in enumerate(self._products):
                 rest = self._target[index] - sum(map(float.__mul__, products, now))
                 now[index] = max(LEAST, now[index] + rest / products[index])
+        self._solved()
+
+    def _solved(self) -> None:
         found = [0.0] * 4
-        for it, first, factor in zip(self._terms, self._first, now, strict=True):
+        for it, first, factor in zip(self._terms, self._first, self._now, strict=True):
             found[it] = first * factor
         alpha, beta, gamma, delta = found
         self.model = replace(self.model, alpha_ms=alpha, beta_ms=beta, gamma_ms=gamma, delta_ms=delta)

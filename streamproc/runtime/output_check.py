@@ -5,6 +5,7 @@ Invariant: what ``delivered`` returns as bytes is what a worker writes for that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from streamproc.errors import InferenceBackendValidationError
@@ -12,8 +13,10 @@ from streamproc.errors import InferenceBackendValidationError
 ONE_DICT_PER_RECORD = 'return one dict per record, for example [{"score": s} for s in scores.tolist()]'
 
 
-def delivered(outputs: Any, first: int, expected: int) -> list[Any]:
+def delivered(outputs: Any, first: int, expected: int, encode: Callable[[Any], bytes] | None = None) -> list[Any]:
     """The outputs for the records from number ``first`` on: JSON, or the ``RecordError`` that stands in its place.
+
+    ``encode`` is that of another format.
 
     Raises:
         InferenceBackendValidationError: the worker would not deliver them.
@@ -26,13 +29,13 @@ def delivered(outputs: Any, first: int, expected: int) -> list[Any]:
         raise InferenceBackendValidationError(
             f"a backend must return one output per input, but returned {len(outputs)} for {expected}"
         )
-    return [_delivered(output, index) for index, output in enumerate(outputs, first)]
+    return [_delivered(output, index, encode) for index, output in enumerate(outputs, first)]
 
 
-def _delivered(output: Any, index: int) -> Any:
+def _delivered(output: Any, index: int, encode: Callable[[Any], bytes] | None) -> Any:
     # Here, since this module is imported before the user's code is, which may set what these read.
     from streamproc.backend.record_error import RecordError  # noqa: PLC0415 - as above
-    from streamproc.runtime.codec import encode  # noqa: PLC0415 - as above
+    from streamproc.runtime import codec  # noqa: PLC0415 - as above
 
     if isinstance(output, RecordError):
         return output
@@ -41,8 +44,9 @@ def _delivered(output: Any, index: int) -> Any:
             f"the output at index {index} is not a dict but {type(output).__name__}; {ONE_DICT_PER_RECORD}"
         )
     try:
-        return encode(output)
+        return (encode or codec.encode)(output)
     except (TypeError, ValueError, RecursionError) as error:
+        written = "written as JSON" if encode is None else "written"
         raise InferenceBackendValidationError(
-            f"the output at index {index} cannot be written as JSON: {error}; see ensure_valid_output()"
+            f"the output at index {index} cannot be {written}: {error}; see ensure_valid_output()"
         ) from error

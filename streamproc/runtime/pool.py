@@ -78,7 +78,9 @@ log = logging.getLogger(__name__)
 class Reply:
     """A batch that was executed: a status and a value per record, and what was measured (milliseconds).
 
-    ``sizes`` holds the bytes of the values of each of its spans.
+    ``sizes`` holds the bytes of the values of each of its spans. ``peak_bytes`` is the most memory that the worker held
+    meanwhile, None where that is not known, and ``peak_of`` says whose it is: the ``host``'s or ``cuda``'s;
+    ``model_bytes`` is the most that estimates have for a batch that its process ran.
     """
 
     batch: Batch
@@ -90,6 +92,9 @@ class Reply:
     decode_ms: float
     encode_ms: float
     wall_ms: float
+    peak_bytes: float | None = None
+    peak_of: str | None = None
+    model_bytes: float = 0.0
 
 
 @dataclass(slots=True)
@@ -124,6 +129,8 @@ class Worker:
     batches: deque[Batch] = field(default_factory=deque)
     batches_done: int = 0
     running_since: float | None = None
+    model_bytes: float = 0.0
+    """The most that estimates have for a batch that it ran: what was freed of it, it may hold for ever."""
     initialize_s: float | None = None
     rss_bytes: int = 0
     kill_reason: str | None = None
@@ -545,6 +552,7 @@ class Pool:
     def _begin(self, worker: Worker) -> None:
         """The worker's first batch runs from now on; its deadline with it."""
         worker.running_since = self._clock()
+        worker.model_bytes = max(worker.model_bytes, worker.batches[0].model_bytes)
         settings = worker.generation.settings
         self._allow(worker, settings.batch_timeout_s, "deadline")
         if self._memory_watch is None and settings.max_worker_memory_mb is not None:
@@ -698,6 +706,9 @@ def _answer(worker: Worker, frame: Frame) -> Reply | Failure:
         decode_ms=_number(head, "decode_ms"),
         encode_ms=_number(head, "encode_ms"),
         wall_ms=_number(head, "wall_ms"),
+        peak_bytes=None if head.get("peak_bytes") is None else _number(head, "peak_bytes"),
+        peak_of=head.get("peak_of"),
+        model_bytes=worker.model_bytes,
     )
 
 

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -29,10 +30,12 @@ from streamproc.observe.health import Health
 from streamproc.observe.metrics import Metrics
 from streamproc.observe.status import CircuitStatus, ProcessorStatus, ReloadStatus
 from streamproc.records import Batch, Failure
+from streamproc.runtime.batch_plan import BatchPlan
 from streamproc.runtime.fairness import Fairness, candidates
 from streamproc.runtime.inspection import Inspector
 from streamproc.runtime.measuring import Measuring, MeasuringEvents
 from streamproc.runtime.pool import Pool, PoolEvents, Reply
+from streamproc.runtime.requests import Request
 from streamproc.runtime.startup import measurer_setup
 from streamproc.runtime.task_stream import TaskStream
 from streamproc.settings import Settings
@@ -41,9 +44,22 @@ TICK_S = 1.0
 ENDS_EVERY_TICKS = 5
 CLOSE_TIMEOUT_S = 10.0
 CANCEL_GRACE_S = 0.5
-MIN_TIMER_S = 0.0002
+TIMER_S = 0.001
+"""What the event loop's timers can tell apart: libuv and epoll count whole milliseconds."""
+EARLY_S = TIMER_S / 2
+"""A window is due so long before its deadline: nearer than that no timer comes, and the next would be later by more."""
 
 log = logging.getLogger(__name__)
+
+
+def timer_delay_s(remaining_s: float) -> float:
+    """How long to set a timer for a window that is due in ``remaining_s`` and not within ``EARLY_S``.
+
+    Whole milliseconds, the nearest, one at least: so it is at most ``EARLY_S`` late, and where it comes that early the
+    window is due. libuv counts from a time that it has cut to milliseconds, so a timer may come up to one too early:
+    then it is set once more. Nothing is ever set for less, which uvloop would do at once, over and over.
+    """
+    return max(math.floor(remaining_s / TIMER_S + 0.5), 1) * TIMER_S
 
 
 class Processor:
@@ -53,6 +69,7 @@ class Processor:
         settings: What to run.
         setup: What the workers are told at their start, see ``startup.worker_setup``.
         connections: How to reach Kafka.
+        plans: How the tasks' batches begin, see ``batch_plan.batch_plans``; without estimates by default.
         metrics: Where to count; a registry of its own by default.
         clock: A clock that does not go back, in seconds.
         wall_clock: Seconds since 1970.
@@ -65,6 +82,7 @@ class Processor:
         setup: Mapping[str, Any],
         connections: Connections,
         *,
+        plans: Mapping[str, BatchPlan] | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -110,6 +128,7 @@ class Processor:
                 settings,
                 connections,
                 self.metrics.task(name),
+                plan=plans[name] if plans is not None else BatchPlan(settings.tasks[name].batch),
                 measuring=self.measuring if measured is not None and name in measured["tasks"] else None,
                 next_id=lambda: next(ids),
                 rng=rng or random.Random(),  # noqa: S311 - jitter, no secret
@@ -120,7 +139,9 @@ class Processor:
             )
             for name in settings.tasks
         }
-        self._fairness = Fairness(dict.fromkeys(self.tasks, 1.0))
+        self._lanes = {lane.name: lane for task in self.tasks.values() for lane in task.lanes}
+        weights = {lane.name: settings.tasks[name].weight for name, task in self.tasks.items() for lane in task.lanes}
+        self._fairness = Fairness(weights)
         self._inspector = Inspector(self, wall_clock)
 
     # -- life
@@ -196,7 +217,9 @@ class Processor:
             return "the processor is stopping"
         return None if self._launched else "the processor is starting, with what the settings say now"
 
-    async def reload(self, settings: Settings, setup: Mapping[str, Any]) -> None:
+    async def reload(
+        self, settings: Settings, setup: Mapping[str, Any], plans: Mapping[str, BatchPlan] | None = None
+    ) -> None:
         """Start new workers with these, and once all are ready go on with them alone, by these settings.
 
         Only settings that ``reload`` lets change may differ from the present ones.
@@ -220,8 +243,9 @@ class Processor:
             for index in range(settings.pool.workers, self.settings.pool.workers):
                 self.metrics.forget_worker(index)
             self.settings = settings
-            for task in self.tasks.values():
-                task.reload(settings, self.pool.generation)
+            for name, task in self.tasks.items():
+                plan = plans[name] if plans is not None else BatchPlan(settings.tasks[name].batch)
+                task.reload(settings, plan, self.pool.generation)
             self._inspector.reload()
         except Exception as error:
             failure = InternalError(error, where="a reload")
@@ -317,18 +341,21 @@ class Processor:
         for task in tasks:
             if (batch := task.take_again()) is not None:
                 return batch
-        waiting = candidates(tasks, now, idle=self.pool.idle() > 0)
+        lanes = [lane for task in tasks for lane in task.lanes_in_use]
+        waiting = candidates(lanes, now + EARLY_S, idle=self.pool.idle() > 0)
         if not waiting:
             return None
         chosen = self._fairness.choose(waiting)
-        return self.tasks[chosen.task].batcher.take(now, chosen.rule)
+        return self._lanes[chosen.task].batcher.take(now, chosen.rule)
 
     def _set_timer(self, now: float) -> None:
         """Wake at the next deadline; while no worker is free its answer wakes us, while results pile up their end."""
         deadlines = [
             deadline
             for task in self.tasks.values()
-            if not task.circuit.is_open and not task.crowded and (deadline := task.batcher.deadline) is not None
+            if not task.circuit.is_open
+            for lane in task.lanes_in_use
+            if not lane.crowded and (deadline := lane.batcher.deadline) is not None
         ]
         deadline = min(deadlines) if deadlines and self.pool.idle() else None
         if self._timer is not None:
@@ -337,8 +364,8 @@ class Processor:
             self._timer[1].cancel()
             self._timer = None
         if deadline is not None:
-            delay = max(deadline - now, MIN_TIMER_S)
-            self._timer = (deadline, asyncio.get_running_loop().call_later(delay, self._on_timer))
+            delay_s = timer_delay_s(deadline - now)
+            self._timer = (deadline, asyncio.get_running_loop().call_later(delay_s, self._on_timer))
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -397,6 +424,10 @@ class Processor:
     def status(self) -> ProcessorStatus:
         """Everything worth seeing."""
         return self._inspector.status(self.clock())
+
+    def request(self, task: str) -> Request:
+        """A place for a request. Raises TaskUnavailableError or RequestsFullError; KeyError where there is no task."""
+        return self.tasks[task].request()
 
     def open_circuit(self, task: str) -> CircuitStatus | None:
         """Pause a task by hand; None where there is no such task."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -23,14 +24,16 @@ from pydantic import BaseModel
 
 from streamproc.errors import InternalError, ReloadBusyError, ReloadRefusedError, StreamprocError
 from streamproc.observe.status import ReloadStatus
+from streamproc.runtime.batch_plan import BatchPlan, batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.startup import declared_topics, worker_setup
 from streamproc.settings import Settings
 
 _MAY_CHANGE = {
-    *("backend", "pool", "topics_dir", "estimates_dir", "logging", "rebalance_drain_s", "shutdown_timeout_s"),
+    *("backend", "pool", "batch", "topics_dir", "estimates_dir", "logging", "rebalance_drain_s", "shutdown_timeout_s"),
     "tasks.*.input.max_value_bytes",
-    *(f"tasks.*.batch.{name}" for name in ("max_size", "max_wait_ms", "max_bytes", "max_padded")),
+    *(f"tasks.*.batch.{name}" for name in ("max_size", "max_wait_ms", "max_bytes", "max_padded", "memory_budget_mb")),
+    *(f"tasks.*.batch.{name}" for name in ("oversized", "target_latency_ms", "target_margin_ms")),
     *("tasks.*.on_error", "tasks.*.limits", "tasks.*.commit_interval_ms"),
 }
 """The settings, whole sections among them, that a reload brings into force. What is not among them is fixed."""
@@ -93,10 +96,10 @@ class Reloader:
         processor.reloading = True
         log.info("reload: reading settings and topics")
         try:
-            settings, setup = await asyncio.to_thread(self._read)
+            settings, setup, plans = await asyncio.to_thread(self._read)
             _check_changes(processor.settings, settings)
             log.info("reload: starting %d new workers beside those that work", settings.pool.workers)
-            await processor.reload(settings, setup)
+            await processor.reload(settings, setup, plans)
         except Exception as error:
             reason = str(error if isinstance(error, StreamprocError) else InternalError(error, where="a reload"))
             self._ended(begun, reason)
@@ -106,9 +109,10 @@ class Reloader:
         self._on_settings(settings)
         return self._ended(begun, None)
 
-    def _read(self) -> tuple[Settings, dict[str, Any]]:
+    def _read(self) -> tuple[Settings, dict[str, Any], dict[str, BatchPlan]]:
         settings = self._load()
-        return settings, worker_setup(settings, declared_topics(settings))
+        setup = worker_setup(settings, declared_topics(settings))
+        return settings, setup, batch_plans(settings, os.environ)
 
     def _ended(self, begun: float, reason: str | None) -> ReloadStatus:
         processor = self._processor
@@ -145,6 +149,8 @@ def _changes(before: Any, after: Any, name: tuple[str, ...], pattern: tuple[str,
         return
     if isinstance(before, BaseModel) and isinstance(after, BaseModel):
         for field in type(before).model_fields:
+            if isinstance(before, Settings) and field not in Settings.model_fields:
+                continue  # of a class of the user's own, for the backend
             parts = getattr(before, field), getattr(after, field)
             yield from _changes(*parts, (*name, field), (*pattern, field))
     elif isinstance(before, dict) and before.keys() == after.keys():

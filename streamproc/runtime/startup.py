@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +12,19 @@ import yaml
 
 from streamproc.broker.topics import DeclaredTopic, load_topics
 from streamproc.errors import SettingsError
-from streamproc.settings import Settings, TaskSettings
+from streamproc.observe.prediction import TaskInput
+from streamproc.settings import HttpSettings, Settings, TaskSettings
 
 log = logging.getLogger(__name__)
+
+_PACKAGES = {"msgpack": "ormsgpack", "avro": "fastavro", "protobuf": "google.protobuf"}
+_REGISTRY_FILES = {
+    "password_file": "password_file",
+    "token_file": "token_file",
+    "ca_file": "ssl_ca_file",
+    "cert_file": "ssl_cert_file",
+    "key_file": "ssl_key_file",
+}
 
 
 def declared_topics(settings: Settings) -> dict[str, DeclaredTopic]:
@@ -22,7 +33,12 @@ def declared_topics(settings: Settings) -> dict[str, DeclaredTopic]:
 
 
 def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict[str, Any]:
-    """What a worker is told at its start, ready for JSON: backend, tasks with schemas and warm-up records."""
+    """What a worker is told at its start, ready for JSON: backend, tasks with schemas and warm-up records.
+
+    Raises:
+        SettingsError: a format needs a package that is not installed.
+    """
+    check_formats(settings)
     return {
         "backend": backend_setup(settings),
         "tasks": {
@@ -33,6 +49,8 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
                     if topic in declared and declared[topic].schema_document is not None
                 },
                 "envelope": task.output.envelope,
+                "input_format": task.input.format,
+                "output": output_setup(settings, name),
                 "max_value_bytes": task.input.max_value_bytes,
                 "warmup": [
                     sample for topic in task.input.topics if topic in declared for sample in declared[topic].samples
@@ -40,9 +58,34 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
             }
             for name, task in settings.tasks.items()
         },
+        "registry": registry_setup(settings),
         "shared_memory_threshold_bytes": settings.pool.shared_memory_threshold_bytes,
         "logging": settings.logging.model_dump(),
     }
+
+
+def task_inputs(settings: Settings, declared: Mapping[str, DeclaredTopic]) -> dict[str, TaskInput]:
+    """What is known of the records of each task: a request's are checked by the schema of its first topic."""
+    inputs: dict[str, TaskInput] = {}
+    for name, task in settings.tasks.items():
+        topic = declared.get(task.input.topics[0])
+        inputs[name] = (
+            TaskInput() if topic is None else TaskInput(topic.schema_document, topic.samples, topic.description)
+        )
+    return inputs
+
+
+def http_token(http: HttpSettings) -> str | None:
+    """What whoever asks for predictions has to send, if anything. Raises SettingsError."""
+    if http.token_file is None:
+        return None if http.token is None else http.token.get_secret_value()
+    try:
+        token = http.token_file.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{http.token_file} cannot be read: {error}", setting="http.token_file") from error
+    if not token:
+        raise SettingsError(f"{http.token_file} is empty", setting="http.token_file", hint="put the token into it")
+    return token
 
 
 def measurer_setup(settings: Settings, workers: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -52,7 +95,12 @@ def measurer_setup(settings: Settings, workers: Mapping[str, Any]) -> dict[str, 
     if not tasks:
         return None
     asks_backend = any(it["of"] == "backend" for it in tasks.values())
-    return {"backend": workers["backend"] if asks_backend else None, "tasks": tasks, "logging": workers["logging"]}
+    return {
+        "backend": workers["backend"] if asks_backend else None,
+        "tasks": tasks,
+        "registry": workers["registry"],
+        "logging": workers["logging"],
+    }
 
 
 def length_setup(task: TaskSettings) -> dict[str, Any] | None:
@@ -60,7 +108,55 @@ def length_setup(task: TaskSettings) -> dict[str, Any] | None:
     length = task.batch.length
     if length is None or length.of == "bytes":
         return None
-    return {**length.model_dump(), "max_value_bytes": task.input.max_value_bytes}
+    return {
+        **length.model_dump(),
+        "input_format": task.input.format,
+        "max_value_bytes": task.input.max_value_bytes,
+    }
+
+
+def check_formats(settings: Settings) -> None:
+    """See that what the tasks' formats need is installed; nothing is imported. Raises SettingsError."""
+    for name, task in settings.tasks.items():
+        for role, format_ in (("input", task.input.format), ("output", task.output.format)):
+            if (needed := _PACKAGES.get(format_)) is not None and not _is_installed(needed):
+                raise SettingsError(
+                    f"{format_} needs the package {needed}, which is not installed",
+                    setting=f"tasks.{name}.{role}.format",
+                    hint="install streamproc[formats]",
+                )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
+
+
+def output_setup(settings: Settings, task: str) -> dict[str, Any]:
+    """How a task's results are written, ready for JSON."""
+    output = settings.tasks[task].output
+    return {
+        "format": output.format,
+        "subject": output.subject or f"{settings.topics_of(task).results}-value",
+        "version": output.schema_version,
+        "message": output.message,
+    }
+
+
+def registry_setup(settings: Settings) -> dict[str, Any] | None:
+    """The arguments of ``formats.registry.Registry``, ready for JSON; None where there is none."""
+    it = settings.schema_registry
+    if it.url is None:
+        return None
+    secrets = {name: value.get_secret_value() for name in ("password", "token") if (value := getattr(it, name))}
+    files = {
+        ours: str(path.absolute())
+        for ours, theirs in _REGISTRY_FILES.items()
+        if (path := getattr(it, theirs)) is not None
+    }
+    return {"url": it.url, "username": it.username, "timeout_s": it.timeout_s, **secrets, **files}
 
 
 def backend_setup(settings: Settings) -> dict[str, str]:
@@ -71,7 +167,7 @@ def backend_setup(settings: Settings) -> dict[str, str]:
     """
     backend = settings.backend
     try:
-        config = yaml.safe_dump(backend.config)
+        config = yaml.safe_dump(settings.backend_config())
     except yaml.YAMLError as error:
         raise SettingsError(
             f"it holds something that is no plain value: {error}",

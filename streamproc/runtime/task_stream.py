@@ -1,6 +1,7 @@
 """One task's stream: its consumer, producer and stages, wired in the order in which a record meets them.
 
     source ─ ─ (measuring) ─ ─ batcher ─ ─ (processor, pool) ─ ─ isolation → sequencer → sink → ledger
+    requests ─ ─ (measuring) ─ ─ batcher ─ ─ (processor, pool) ─ ─ isolation → requests
 
 The processor decides when a batch goes to the shared pool, and brings its answer back here. So it does with records
 whose length the measuring process tells. A task rebalances, lags and pushes back apart from the others.
@@ -9,8 +10,10 @@ Invariants:
 
 - A record that was read is, until its partition goes away, in exactly one place: the measuring, the batcher, the pool,
   a retry that waits, the sequencer, or the sink; and the ledger counts it as in flight until it is settled.
+- A record of a request goes the same way to its outcome and no further. It counts for no offset, order, transaction,
+  circuit or dead letter, whatever batch it is in.
 - While the circuit is open nothing is read and nothing dispatched; what was read stays where it is, and what waits for
-  a worker is handed back when its partition goes or the task drains.
+  a worker is handed back when its partition goes or the task drains. Requests are refused.
 - When partitions are revoked: nothing more is taken from them, what was not dispatched goes back to Kafka, what was has
   a bounded time to finish, then offsets are committed and the leases end. Whatever comes later counts for nothing.
 """
@@ -23,6 +26,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
@@ -32,15 +36,18 @@ from streamproc.errors import (
     BrokerError,
     CommitRejectedError,
     InternalError,
+    RequestsFullError,
     StreamprocError,
+    TaskUnavailableError,
     TransactionAbortedError,
 )
-from streamproc.observe.metric_table import ProducerOutput
+from streamproc.observe.metric_table import ProducerOutput, RequestOutcome
 from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
     FIRST_GENERATION,
     Batch,
     BatchReport,
+    Cause,
     Failure,
     Lease,
     Outcome,
@@ -50,6 +57,7 @@ from streamproc.records import (
     TopicPartition,
     value_sizes,
 )
+from streamproc.runtime.batch_plan import BatchPlan
 from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.circuit import Circuit
 from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
@@ -57,8 +65,8 @@ from streamproc.runtime.envelopes import batch_record
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.ledger import Ledger
 from streamproc.runtime.measuring import Measuring
-from streamproc.runtime.online_cost import OnlineCost
 from streamproc.runtime.pool import Reply
+from streamproc.runtime.requests import Request, RequestEvents, Requests
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
 from streamproc.runtime.source import Room, Source
@@ -71,8 +79,21 @@ DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
 LONG_JOIN_S = 5.0
 LAST_FLUSH_S = 2.0
 LAST_COMMIT_S = 5.0
+RETRY_AFTER_S = 5
+"""When to try again where a task takes no requests, and does not know when it will."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RequestLane:
+    """What asks for workers beside a task: its requests, where they batch apart from Kafka's records."""
+
+    name: str
+    """Its account; no task has such a name."""
+    batcher: Batcher
+    backlog: bool = False
+    crowded: bool = False
 
 
 class TaskStream:
@@ -85,6 +106,7 @@ class TaskStream:
         connections: Connections,
         metrics: TaskMetrics,
         *,
+        plan: BatchPlan,
         measuring: Measuring | None,
         next_id: Callable[[], int],
         rng: random.Random,
@@ -95,11 +117,11 @@ class TaskStream:
     ) -> None:
         """``measuring`` tells the lengths of the task's records, where it has some that are not those of their values.
 
-        ``on_work`` is called when there may be something to dispatch, ``on_fatal`` once the task cannot go on.
+        ``plan`` says how its batches begin. ``on_work`` is called when there may be something to dispatch, ``on_fatal``
+        once the task cannot go on.
         """
         self.name = name
-        self.group = settings.group_of(name)
-        self.topics = settings.topics_of(name)
+        self.group, self.topics = settings.group_of(name), settings.topics_of(name)
         self._settings = settings.tasks[name]
         self._application = settings
         self._metrics = metrics
@@ -114,10 +136,17 @@ class TaskStream:
         )
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
         self._measuring = measuring
-        self._pads_bytes = self._settings.batch.length is not None and measuring is None
+        self.plan = plan
         self._next_id, self._rng = next_id, rng
         self._generation, self._versions = FIRST_GENERATION, {FIRST_GENERATION: settings.backend.version}
-        self.batcher = self._make_batcher()
+        self.batcher, self.lanes = self._make_lanes()
+        self.requests = Requests(
+            self.topics.inputs[0],
+            settings.http.predict,
+            RequestEvents(self._take_in, self._on_request_ended),
+            clock=clock,
+            wall_clock=wall_clock,
+        )
         self.ledger = Ledger()
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
         self.circuit = Circuit(self._settings.on_error.circuit)
@@ -164,13 +193,23 @@ class TaskStream:
         """The batch that was executed last, and its time in the worker, in milliseconds."""
         self._late = 0
 
-    def _make_batcher(self) -> Batcher:
-        cost = None if self._settings.batch.length is None else OnlineCost()
-        return Batcher(self.name, self._settings.batch, self._next_id, cost=cost)
-
     def _make_room(self) -> Room:
         limits = self._settings.limits
         return Room(limits.max_in_flight_records, limits.max_in_flight_bytes)
+
+    def _make_lanes(self) -> tuple[Batcher, tuple[TaskStream | RequestLane, ...]]:
+        """The batcher, and what asks for workers, each by a batcher of its own; that of the last has the requests."""
+        plan, cost, next_id = self.plan, self.plan.make_cost(), self._next_id
+
+        def made(account: str) -> Batcher:
+            budget_bytes = plan.memory_budget_bytes
+            return Batcher(self.name, plan.batch, next_id, cost=cost, memory_budget_bytes=budget_bytes, account=account)
+
+        batcher = made("")
+        if self._application.http.predict.batch_with == "kafka":
+            return batcher, (self,)
+        account = f"{self.name} over HTTP"
+        return batcher, (self, RequestLane(account, made(account)))
 
     def _make_producer(
         self, client_id: str, instance: str | None, rng: random.Random
@@ -188,7 +227,7 @@ class TaskStream:
 
     # -- another version
 
-    def reload(self, settings: Settings, generation: int) -> None:
+    def reload(self, settings: Settings, plan: BatchPlan, generation: int) -> None:
         """Go on by other settings, as far as they may differ (``reload``), with workers of this generation.
 
         What is in flight stays where it is. What was learnt of the old version, its costs and failures, is forgotten;
@@ -197,8 +236,13 @@ class TaskStream:
         self._application, self._settings = settings, settings.tasks[self.name]
         self._generation = generation
         self._versions[generation] = settings.backend.version
-        before, self.batcher = self.batcher, self._make_batcher()
-        self.batcher.take_over(before)
+        self.plan = plan
+        batcher, lanes = self._make_lanes()
+        batcher.take_over(self.batcher)
+        self.batcher = batcher
+        for lane, made in zip(self.lanes[1:], lanes[1:], strict=True):
+            made.batcher.take_over(lane.batcher)
+            lane.batcher = made.batcher
         self._isolation = Isolation(self._settings.on_error, self._next_id, self._rng)
         self._verdicts.reload(self._settings.on_error)
         self.source.reload(self._make_room())
@@ -275,8 +319,11 @@ class TaskStream:
         self.source.stop()
         self._letting_go.update(self.ledger.leases())
         self._give_back(self._undispatched(None))
-        self._hand_back_waiting()
+        self._refuse_requests()
         await self._until_settled(self.ledger.assigned())
+        while len(self.requests):
+            self._settled.clear()
+            await self._settled.wait()
         if self._sink is not None:
             await self._sink.flush()
 
@@ -285,6 +332,8 @@ class TaskStream:
         self.state = "stopped"
         self._verdicts.log(math.inf)
         self._stop_waiting()
+        for lease in self.requests.leases():
+            self.requests.refuse(lease, self._unavailable())
         for handle, _ in self._retries.values():
             handle.cancel()
         self._retries.clear()
@@ -325,35 +374,66 @@ class TaskStream:
             return 0
         sizes = value_sizes(records)
         largest = max(sizes)
-        lengths = [max(size, 0) for size in sizes] if self._pads_bytes else None
-        span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock(), lengths)
+        span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock())
         self.ledger.read(span)
         self._sequencer.expect(span)
         self._metrics.records_in.inc(len(records))
         self.counts.taken += len(records)
-        if self._measuring is None:
-            self.batcher.add(span)
-        else:
-            self._measuring.add(self.name, span)
-        self._on_work()
+        self._take_in(span)
         return largest
+
+    def _take_in(self, span: Span) -> None:
+        """Records that came go on to the batcher, by way of their lengths where the measuring process tells those."""
+        if self._measuring is not None:
+            self._measuring.add(self.name, span)
+        else:
+            if self._settings.batch.length is not None:
+                span.lengths = [max(size, 0) for size in span.sizes]
+            self._add(span)
+        self._on_work()
+
+    def _add(self, span: Span) -> None:
+        """Records whose lengths are known, where they have some, go into the window."""
+        batcher = self.lanes[-1].batcher if span.lease.is_request else self.batcher
+        if not (refused := batcher.refused(span)):
+            batcher.add(span)
+            return
+        start = 0
+        for index, _ in refused:
+            if index > start:
+                batcher.add(span.part(start, index))
+            start = index + 1
+        if start < len(span.records):
+            batcher.add(span.part(start, len(span.records)))
+        self._fail_unexecuted([(span.part(index, index + 1), [failure]) for index, failure in refused], "oversized")
+
+    def _is_of_now(self, batch: Batch) -> bool:
+        """Whether the version ran it that works now: another's costs say nothing of this one's."""
+        return batch.generation == self._generation
+
+    def _batcher_of(self, batch: Batch) -> Batcher:
+        """The one that a batch is from."""
+        return self.batcher if batch.account == self.name else self.lanes[-1].batcher
 
     def measured(self, spans: Sequence[Span]) -> None:
         """The lengths of these records are known."""
         now = self._clock()
         for span in spans:
             self._metrics.length.observe(now - span.arrived_at, len(span.records))
-            self.batcher.add(span)
+            self._add(span)
         self._on_work()
 
     def unmeasured(self, failed: Sequence[tuple[Span, Sequence[Failure]]]) -> None:
         """These records have no length, and fail for it, each for its own reason."""
+        self._fail_unexecuted(failed, "length")
+
+    def _fail_unexecuted(self, failed: Sequence[tuple[Span, Sequence[Failure]]], closed_by: str) -> None:
         self.progress += 1
         spans, now = [span for span, _ in failed], self._clock()
         opened_at = min([span.arrived_at for span in spans])
-        batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by="length", fill=0.0)
+        batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by=closed_by, fill=0.0)
         report = BatchReport(batch, None, b"{}", attempts=batch.attempt)
-        self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
+        self._report(report, None, 0, batch.size)
         for span, failures in failed:
             self._complete(Outcome(span, bytes([Status.FAILED]) * len(failures), failures, report))
         batch.release()
@@ -392,15 +472,21 @@ class TaskStream:
         metrics.steps_ran(reply.metrics.get("execution_times") or {})
         metrics.decode.observe(reply.decode_ms / 1_000)
         metrics.encode.observe(reply.encode_ms / 1_000)
+        if (target_ms := self._settings.batch.target_latency_ms) is not None:
+            self._answered(batch, target_ms / 1_000)
         in_headers = self._settings.output.envelope == "result"
+        wanted = in_headers or batch.requested
         report = BatchReport(
-            batch, reply.worker, orjson.dumps(reply.metrics) if in_headers else b"", attempts=batch.attempt
+            batch, reply.worker, orjson.dumps(reply.metrics) if wanted else b"", attempts=batch.attempt
         )
         self.last = (report, reply.wall_ms)
-        if batch.generation == self._generation:
-            self.batcher.ran(batch, reply.wall_ms)
+        if self._is_of_now(batch):
+            self._batcher_of(batch).ran(batch, reply.wall_ms)
+            self._observe_memory(reply)
+        if batch.predicted_ms:
+            metrics.time_over_predicted.observe(reply.wall_ms / batch.predicted_ms)
         results = reply.statuses.count(Status.RESULT)
-        self._report(report, reply.metrics, results, batch.size - results, reply.wall_ms)
+        self._report(report, reply, results, batch.size - results)
         start = 0
         for span, size_bytes in zip(batch.spans, reply.sizes, strict=True):
             stop = start + len(span.records)
@@ -408,6 +494,35 @@ class TaskStream:
             self._complete(Outcome(span, reply.statuses[start:stop], reply.values[start:stop], report))
             start = stop
         batch.release()
+
+    def _answered(self, batch: Batch, target_s: float) -> None:
+        """Count the records that were answered within the target, and those that were not."""
+        since = self._clock() - target_s
+        within = sum([len(span.records) for span in batch.spans if span.arrived_at >= since])
+        self.counts.within += within
+        self.counts.beyond += batch.size - within
+        self._metrics.within_target.inc(within)
+        self._metrics.beyond_target.inc(batch.size - within)
+
+    def _observe_memory(self, reply: Reply) -> None:
+        cost, estimate = self.batcher.cost, self.plan.estimate
+        if cost is None or estimate is None or reply.peak_bytes is None or not reply.batch.model_bytes:
+            return
+        if reply.peak_of == (estimate.measured.memory if estimate.measured is not None else "host"):
+            self._metrics.memory_over_predicted.observe(reply.peak_bytes / (cost.kappa * reply.model_bytes))
+            self._batcher_of(reply.batch).held(reply.model_bytes, reply.peak_bytes)
+            self._metrics.memory_factor.set(cost.kappa)
+
+    def _on_out_of_memory(self, batch: Batch) -> None:
+        self._metrics.out_of_memory.inc()
+        most = self._batcher_of(batch).out_of_memory(batch) if self._is_of_now(batch) else None
+        if most is not None:
+            padded = "" if batch.longest is None else f" padded to {batch.longest}"
+            log.warning(
+                "task %s: a batch of %d records%s ran out of memory; from now on such a batch has at most %s, and "
+                "slowly more again as batches run; see batch.max_size, and `streamproc estimate --task %s`",
+                *(self.name, batch.size, padded, count_of(most, "record"), self.name),
+            )
 
     def failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
         """A batch was not executed to its end; ``executed`` says whether it was begun."""
@@ -420,8 +535,10 @@ class TaskStream:
             "task %s: batch %d (%s) failed, execution %d, %s: %s",
             *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.cause, failure.message),
         )
+        if failure.cause is Cause.OOM:
+            self._on_out_of_memory(batch)
         decision = self._isolation.decide(batch, failure)
-        if isinstance(decision, Retry) and all(span.lease in self._letting_go for span in batch.spans):
+        if isinstance(decision, Retry) and all(self._lets_go(span.lease) for span in batch.spans):
             self._give_back(batch.spans)
         elif isinstance(decision, Retry):
             handle = asyncio.get_running_loop().call_later(decision.delay_s, self._retry, decision.batch.id)
@@ -429,19 +546,26 @@ class TaskStream:
         elif isinstance(decision, Split):
             self._queue_again(*decision.parts)
         else:
+            if failure.cause is Cause.OOM and self._is_of_now(batch):
+                self._batcher_of(batch).forgive(batch)
             self._give_up(batch, failure, worker)
 
     def take_again(self) -> Batch | None:
         """The next batch to execute once more, without the records whose partitions have gone."""
         while self.again:
             batch = self.again.pop(0)
-            live = [span for span in batch.spans if self.ledger.is_live(span.lease)]
+            live = [span for span in batch.spans if self._is_live(span.lease)]
             if not live:
                 continue
             if len(live) < len(batch.spans):
                 batch.restrict(live)
+            self._batcher_of(batch).predict(batch)
             return batch
         return None
+
+    def _is_live(self, lease: Lease) -> bool:
+        """Whether outcomes of this lease still count."""
+        return self.requests.waits(lease) if lease.is_request else self.ledger.is_live(lease)
 
     def _retry(self, batch_id: int) -> None:
         _, batch = self._retries.pop(batch_id)
@@ -455,29 +579,34 @@ class TaskStream:
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
         """Every record of the batch has failed for good."""
         report = BatchReport(batch, worker, b"{}", attempts=batch.attempt)
-        self._report(report, {"batch_size": 0}, 0, batch.size, 0.0)
+        self._report(report, None, 0, batch.size)
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
         batch.release()
 
-    def _report(self, report: BatchReport, metrics: dict[str, Any], results: int, failed: int, wall_ms: float) -> None:
-        if not all(self.ledger.is_live(span.lease) for span in report.batch.spans):
+    def _report(self, report: BatchReport, reply: Reply | None, results: int, failed: int) -> None:
+        """Write a batch's record in the metrics topic; without a reply it was not executed to its end."""
+        if not all(span.lease.is_request or self.ledger.is_live(span.lease) for span in report.batch.spans):
             return  # its partition has moved, and the new owner will report these records
         self._open_sink.write_metrics(
             self.name,
             batch_record(
                 report,
-                metrics=metrics,
+                metrics={"batch_size": 0} if reply is None else reply.metrics,
                 results=results,
                 failed=failed,
-                wall_ms=wall_ms,
+                wall_ms=0.0 if reply is None else reply.wall_ms,
+                peak_bytes=None if reply is None else reply.peak_bytes,
                 ended_at_ms=int(self._wall_clock() * 1_000),
                 version=self._versions[report.batch.generation or self._generation],
             ),
         )
 
     def _complete(self, outcome: Outcome) -> None:
+        if outcome.span.lease.is_request:
+            self.requests.complete(outcome)
+            return
         if not self.ledger.is_live(outcome.span.lease):
             self._late += len(outcome.span.records)
             log.info(
@@ -500,6 +629,58 @@ class TaskStream:
         if self.circuit.turned_bad(failure, self._clock()):
             self._on_open()
         return self._verdicts.of(failure, partition, record)
+
+    # -- requests over HTTP
+
+    @property
+    def lanes_in_use(self) -> Sequence[TaskStream | RequestLane]:
+        """Those that may have something for a worker: without requests nobody looks for some."""
+        return self.lanes if self.requests.waiting else self.lanes[:1]
+
+    @property
+    def _takes_requests(self) -> bool:
+        return self.state == "running" and not self.circuit.is_open
+
+    def request(self) -> Request:
+        """A place for a request. Raises TaskUnavailableError or RequestsFullError."""
+        if not self._takes_requests:
+            self._count_request("unavailable")
+            raise self._unavailable()
+        try:
+            return self.requests.open()
+        except RequestsFullError:
+            self._count_request("full")
+            raise
+
+    def _on_request_ended(self, lease: Lease, outcome: RequestOutcome, seconds: float) -> None:
+        self._count_request(outcome)
+        if outcome in ("ok", "failed"):
+            self._metrics.request.observe(seconds)
+        else:
+            self._undispatched({lease})
+        self._settled.set()
+
+    def _count_request(self, outcome: RequestOutcome) -> None:
+        self._metrics.requests[outcome].inc()
+        self.counts.requests[outcome] += 1
+
+    def _refuse_requests(self) -> None:
+        """Refuse the requests that no worker has yet; what runs is finished, and what fails now is not tried again."""
+        for lease in self.requests.incomplete():
+            self.requests.refuse(lease, self._unavailable())
+        self._give_back(self._undispatched(set(self.requests.leases())))
+        self._hand_back_waiting()
+
+    def _unavailable(self) -> TaskUnavailableError:
+        """Why there are no results for requests now."""
+        if self.state == "starting":
+            return TaskUnavailableError(f"task {self.name} is starting", retry_after_s=RETRY_AFTER_S)
+        if self.circuit.is_open:
+            closes_at = self.circuit.closes_at
+            wait_s = RETRY_AFTER_S if closes_at is None else math.ceil(max(closes_at - self._clock(), 1.0))
+            message = f"the circuit of task {self.name} is open: {self.circuit.reason}"
+            return TaskUnavailableError(message, retry_after_s=wait_s)
+        return TaskUnavailableError("the processor is stopping", retry_after_s=RETRY_AFTER_S)
 
     # -- results out
 
@@ -568,7 +749,7 @@ class TaskStream:
         self._metrics.circuit_open.set(1)
         self._metrics.circuit_openings.inc()
         self.source.hold()
-        self._hand_back_held()
+        self._refuse_requests()
 
     # -- offsets and rebalances
 
@@ -713,12 +894,20 @@ class TaskStream:
     def _undispatched(self, leases: set[Lease] | None) -> list[Span]:
         """Take out what no worker has got yet, of these leases or all of them."""
         unmeasured = [] if self._measuring is None else self._measuring.discard(self.name, leases)
-        return [*self.batcher.discard(leases), *unmeasured]
+        return [*unmeasured, *(span for lane in self.lanes for span in lane.batcher.discard(leases))]
 
     def _give_back(self, spans: Sequence[Span]) -> None:
+        """Let go of records that are not executed: Kafka still has its own, and requests are refused."""
         for span in spans:
-            self.ledger.discard(span)
+            if span.lease.is_request:
+                self.requests.refuse(span.lease, self._unavailable())
+            else:
+                self.ledger.discard(span)
         self._settled.set()
+
+    def _lets_go(self, lease: Lease) -> bool:
+        """Whether what fails now of this lease is left to whoever reads it next; requests are refused then."""
+        return lease in self._letting_go or (lease.is_request and not self._takes_requests)
 
     def _hand_back_waiting(self) -> None:
         """Leave what waits for its next execution, of leases that end, to whoever reads the records next.
@@ -726,19 +915,19 @@ class TaskStream:
         That is the retries that wait out their pause, and all that an open circuit keeps from the workers.
         """
         for number, (handle, batch) in list(self._retries.items()):
-            if all(span.lease in self._letting_go for span in batch.spans):
+            if all(self._lets_go(span.lease) for span in batch.spans):
                 handle.cancel()
                 del self._retries[number]
                 self._give_back(batch.spans)
         self._hand_back_held()
 
     def _hand_back_held(self) -> None:
-        if not self.circuit.is_open or not self._letting_go:
+        if not self.circuit.is_open:
             return
         waiting, self.again = self.again, []
         for batch in waiting:
-            self._give_back([span for span in batch.spans if span.lease in self._letting_go])
-            staying = [span for span in batch.spans if span.lease not in self._letting_go]
+            self._give_back([span for span in batch.spans if self._lets_go(span.lease)])
+            staying = [span for span in batch.spans if not self._lets_go(span.lease)]
             if staying:
                 batch.restrict(staying)
                 self.again.append(batch)

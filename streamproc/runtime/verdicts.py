@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamproc.errors import TaskStoppedError
 from streamproc.observe.metrics import TaskMetrics
@@ -33,6 +33,11 @@ class Counts:
     dead: int = 0
     dropped: int = 0
     retried: int = 0
+    within: int = 0
+    """Answered within the task's target."""
+    beyond: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    """Of these no records but requests over HTTP that have ended, by what became of them."""
 
 
 class Verdicts:

@@ -16,7 +16,8 @@ Invariants, of each window:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 from streamproc.records import Lease, Span
@@ -24,10 +25,11 @@ from streamproc.runtime.limits import Limits
 
 
 class Shape(NamedTuple):
-    """Records in a batch, and the length that they are padded to."""
+    """Records in a batch, the length that they are padded to, and the time of the other batches that wait."""
 
     size: int
     length: int
+    rest_ms: float = 0.0
 
 
 class Window(Protocol):
@@ -47,7 +49,7 @@ class Window(Protocol):
 
     @property
     def longest(self) -> int:
-        """At least the greatest length that waits; 0 where lengths play no part."""
+        """At least the greatest length that waits; 1 where records have none."""
 
     def add(self, span: Span) -> None:
         """Take records in, behind those that came before."""
@@ -91,6 +93,7 @@ class Held:
 
 Entry = tuple[int, Held]
 """A waiting record: its number in the order of arrival, and the span that it came in."""
+NUMBER: Callable[[Entry], int] = itemgetter(0)
 
 
 class Arrivals:
@@ -127,7 +130,7 @@ class Arrivals:
 
     def take(self, entries: Sequence[Entry]) -> list[Span]:
         """Records leave for a batch."""
-        self.reached = max(self.reached, max(entries, key=_number)[0] + 1)
+        self.reached = max(self.reached, max(entries, key=NUMBER)[0] + 1)
         return self.release(entries)
 
     def release(self, entries: Iterable[Entry]) -> list[Span]:
@@ -135,7 +138,7 @@ class Arrivals:
         spans: list[Span] = []
         held: Held | None = None
         start = stop = 0
-        for number, of in sorted(entries, key=_number):
+        for number, of in sorted(entries, key=NUMBER):
             if of is held and number == stop:
                 stop += 1
                 continue
@@ -156,15 +159,11 @@ class Arrivals:
         return span
 
 
-def _number(entry: Entry) -> int:
-    return entry[0]
-
-
 def first_batch(entries: Iterable[Entry], limits: Limits) -> list[Entry]:
     """The first of these records in order of arrival, as many as the limits allow, one at least."""
     batch: list[Entry] = []
     longest, room_bytes = 0, limits.max_bytes
-    for number, held in sorted(entries, key=_number):
+    for number, held in sorted(entries, key=NUMBER):
         index = number - held.first
         longest = max(longest, lengths_of(held.span)[index])
         room_bytes -= max(held.span.sizes[index], 0)

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from streamproc.records import Lease, Span
+from streamproc.runtime.cost import CostModel
 from streamproc.runtime.grouping import cheapest_division, reach
 from streamproc.runtime.limits import Limits
 from streamproc.runtime.online_cost import OnlineCost
@@ -74,6 +75,9 @@ class BucketedWindow:
         """The buckets with records, by length."""
         self._full: dict[int, str] = {}
         """The buckets that fill a batch alone, and the limit that they reach."""
+        self._planned: tuple[int, CostModel, float, tuple[list[int], float]] | None = None
+        """The last plan, for which bucket and with which costs, until something comes or goes: who asks for the shape
+        of a batch mostly takes it next."""
 
     @property
     def size(self) -> int:
@@ -99,6 +103,7 @@ class BucketedWindow:
         """Take records in."""
         held = self._arrivals.add(span)
         buckets, limits = self._buckets, self._limits
+        self._planned = None
         for number, (length, size) in enumerate(zip(lengths_of(span), span.sizes, strict=True), held.first):
             at = bisect_left(BOUNDS, length)
             bucket = buckets[at]
@@ -128,10 +133,11 @@ class BucketedWindow:
 
     def shape(self) -> Shape:
         """Of the batch with the oldest record: its length is at least what it will be."""
-        plan = self._plan(self._oldest())
+        plan, total_ms = self._plan(self._oldest())
         longest = max(self._buckets[at].longest for at in plan)
         waiting = sum(len(self._buckets[at].entries) for at in plan)
-        return Shape(max(min(waiting, self._limits.n_max(longest)), 1), longest)
+        size = max(min(waiting, self._limits.n_max(longest)), 1)
+        return Shape(size, longest, max(total_ms - self._cost.model.time_ms(size, longest), 0.0))
 
     def take(self, *, oldest: bool) -> list[Span]:
         """The batch with the oldest record, or else one of a bucket that is full."""
@@ -140,21 +146,22 @@ class BucketedWindow:
             first = min(self._full, key=lambda at: self._buckets[at].entries[0][0])
         taken: list[Entry] = []
         room_bytes = self._limits.max_bytes
-        longest = 0
-        for at in self._plan(first):
+        longest, most = -1, 0
+        for at in self._plan(first)[0]:
             bucket = self._buckets[at]
             entries = bucket.entries
             while entries:
                 number, held = entries[0]
                 index = number - held.first
                 length, size = lengths_of(held.span)[index], max(held.span.sizes[index], 0)
-                if taken and (size > room_bytes or len(taken) >= self._limits.n_max(max(longest, length))):
+                allowed = most if length <= longest else self._limits.n_max(length)
+                if taken and (size > room_bytes or len(taken) >= allowed):
                     break
-                entries.popleft()
-                taken.append((number, held))
+                taken.append(entries.popleft())
                 bucket.size_bytes -= size
                 room_bytes -= size
-                longest = max(longest, length)
+                if length > longest:
+                    longest, most = length, allowed
             self._look_at(at)
         return self._arrivals.take(taken)
 
@@ -195,6 +202,7 @@ class BucketedWindow:
 
     def _look_at(self, at: int) -> None:
         """Keep up with a bucket that records have left."""
+        self._planned = None
         bucket = self._buckets[at]
         if not bucket.entries:
             bucket.longest = bucket.size_bytes = 0
@@ -212,11 +220,20 @@ class BucketedWindow:
     def _oldest(self) -> int:
         return min(self._occupied, key=lambda at: self._buckets[at].entries[0][0])
 
-    def _plan(self, first: int) -> list[int]:
-        """The buckets of the batch that begins with this one, which comes first."""
+    def _plan(self, first: int) -> tuple[list[int], float]:
+        """The buckets of the batch that begins with this one, which comes first; and the time of all that was planned.
+
+        A bucket that is alone, or full, needs no plan, and no time is told.
+        """
+        model = self._cost.model
+        if len(self._occupied) == 1 or first in self._full:
+            return [first], 0.0
+        if self._planned is None or self._planned[:3] != (first, model, self._cost.kappa):
+            self._planned = (first, model, self._cost.kappa, self._divide(first))
+        return self._planned[3]
+
+    def _divide(self, first: int) -> tuple[list[int], float]:
         limits, model, occupied = self._limits, self._cost.model, self._occupied
-        if len(occupied) == 1 or first in self._full:
-            return [first]
         buckets = [self._buckets[at] for at in occupied]
         lengths = [it.longest for it in buckets]
         totals = list(accumulate([len(it.entries) for it in buckets], initial=0))
@@ -224,8 +241,8 @@ class BucketedWindow:
         if self.size_bytes > limits.max_bytes:
             byte_totals = list(accumulate([it.size_bytes for it in buckets], initial=0))
         lows = reach(lengths, totals, limits, byte_totals=byte_totals)
-        ends, _ = cheapest_division([model.record_ms(it) for it in lengths], totals, model.alpha_ms, lows)
+        ends, total_ms = cheapest_division([model.record_ms(it) for it in lengths], totals, model.alpha_ms, lows)
         at = bisect_left(occupied, first)
         last = bisect_right(ends, at)
         run = range(ends[last - 1] if last else 0, ends[last])
-        return [first, *(occupied[it] for it in run if it != at)]
+        return [first, *(occupied[it] for it in run if it != at)], total_ms

@@ -36,7 +36,9 @@ class ExactWindow:
         self._sorted: list[_Planned] = []
         self._behind: deque[Entry] = deque()
         self._plan: slice | None = None
-        self._planned_with = (cost.model, cost.kappa)
+        self._planned_ms = 0.0
+        """The time of all batches of the plan."""
+        self._planned_with = (cost.model, cost.kappa, limits.load_limit)
 
     @property
     def size(self) -> int:
@@ -81,7 +83,8 @@ class ExactWindow:
     def shape(self) -> Shape:
         """Of the batch with the oldest record."""
         plan = self._planned()
-        return Shape(plan.stop - plan.start, self._sorted[plan.stop - 1][0])
+        shape = Shape(plan.stop - plan.start, self._sorted[plan.stop - 1][0])
+        return shape._replace(rest_ms=max(self._planned_ms - self._planned_with[0].time_ms(*shape[:2]), 0.0))
 
     def take(self, *, oldest: bool) -> list[Span]:  # noqa: ARG002 - of a plan, the oldest record's batch is first
         """The batch of the plan that has the oldest record."""
@@ -127,11 +130,12 @@ class ExactWindow:
 
     def _planned(self) -> slice:
         model = self._cost.model
-        if self._plan is None or self._planned_with != (model, self._cost.kappa):
-            self._planned_with = (model, self._cost.kappa)
+        planned_with = (model, self._cost.kappa, self._limits.load_limit)
+        if self._plan is None or self._planned_with != planned_with:
+            self._planned_with = planned_with
             waiting = self._sorted
             lengths = [it[0] for it in waiting]
-            totals = range(len(waiting) + 1)
+            totals = list(range(len(waiting) + 1))
             byte_totals = None
             if self.size_bytes > self._limits.max_bytes:
                 sizes = [max(held.span.sizes[-negated - held.first], 0) for _, negated, held in waiting]
@@ -139,7 +143,7 @@ class ExactWindow:
             beta, gamma, delta = model.beta_ms, model.gamma_ms, model.delta_ms
             costs = [beta + length * (gamma + length * delta) for length in lengths]
             lows = reach(lengths, totals, self._limits, byte_totals=byte_totals)
-            ends, _ = cheapest_division(costs, totals, model.alpha_ms, lows)
+            ends, self._planned_ms = cheapest_division(costs, totals, model.alpha_ms, lows)
             numbers = [it[1] for it in waiting]
             oldest = numbers.index(max(numbers))
             start = 0

@@ -32,8 +32,8 @@ class FifoWindow:
 
     @property
     def longest(self) -> int:
-        """The greatest length in the next batch."""
-        return self._head.longest
+        """The greatest length in the next batch; 1 where records have none."""
+        return self._head.longest if self._measured else 1
 
     def add(self, span: Span) -> None:
         """Take records in."""
@@ -45,8 +45,8 @@ class FifoWindow:
 
     def full(self) -> str | None:
         """The rule by which the next batch can grow no more: ``size``, ``bytes``, ``padding`` or ``memory``."""
-        if self.size >= self._limits.max_size:
-            return "size"
+        if self.size >= self._most():
+            return "size" if self._measured else self._limits.rule(1)
         if self.size_bytes >= self._limits.max_bytes:
             return "bytes"
         return self._head.closed_by
@@ -57,6 +57,8 @@ class FifoWindow:
 
     def shape(self) -> Shape:
         """Of the next batch."""
+        if not self._measured:
+            return Shape(min(self.size, self._most()), 1)
         if self._limits.by_length:
             self._look_again()  # what a batch may hold changes with the cost model
         return Shape(self._head.size, self._head.longest)
@@ -64,8 +66,8 @@ class FifoWindow:
     def take(self, *, oldest: bool) -> list[Span]:  # noqa: ARG002 - the only batch there is has the oldest record
         """The oldest records, as many as the limits allow, one at least."""
         taken: list[Span] = []
-        room, room_bytes = self._limits.max_size, self._limits.max_bytes
-        if self._limits.by_length:
+        room, room_bytes = self._most(), self._limits.max_bytes
+        if self._measured and self._limits.by_length:
             self._look_again()  # as above
             room = self._head.size
         while self._spans and room > 0:
@@ -109,6 +111,10 @@ class FifoWindow:
             self.size_bytes -= sum(span.size_bytes for span in gone)
             self._look_again()
         return gone
+
+    def _most(self) -> int:
+        """Records that a batch may hold, lengths left aside: where there are none, each counts as 1 long."""
+        return self._limits.max_size if self._measured else max(self._limits.n_max(1), 1)
 
     def _look_again(self) -> None:
         if self._measured:

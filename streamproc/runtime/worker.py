@@ -23,10 +23,10 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import yaml
@@ -36,15 +36,20 @@ from streamproc.backend.tasks import resolve_task
 from streamproc.errors import (
     BackendError,
     InferenceBackendRuntimeError,
+    RegistryError,
     name_of_type,
     text_of,
 )
+from streamproc.formats.values import samples_in
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
-from streamproc.records import Cause, Failure, Status
+from streamproc.records import NO_PARTITION, Cause, Failure, Status
 from streamproc.runtime.child import child_main, start_failure
-from streamproc.runtime.codec import Envelope, Schema, decode, encode, encode_all, shorten
+from streamproc.runtime.codec import Schema, shorten
+from streamproc.runtime.decoders import decoder_for, registry_of
+from streamproc.runtime.encoders import Encoder, encoder_for, envelope_for
 from streamproc.runtime.failures import encode_failure
+from streamproc.runtime.peak_memory import Peak, peak_of_backend
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
     MAX_REPLY_VALUE_BYTES,
@@ -58,6 +63,9 @@ from streamproc.runtime.wire import (
     reply_parts,
     write_frame,
 )
+
+if TYPE_CHECKING:
+    from streamproc.formats.registry import Registry
 
 READY_POLL_S = 0.25
 READY_CHECK_S = 5.0
@@ -101,12 +109,16 @@ class TaskRunner:
         envelope: str,
         max_value_bytes: int,
         base_dir: str,
+        input_format: str = "json",
+        output: Mapping[str, Any] | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self._backend: Any = backend
         self._base_dir = base_dir
-        self._max_value_bytes = max_value_bytes
+        self._decode = decoder_for(input_format, max_value_bytes, registry)
+        self._encoder = encoder_for(output, registry)
         self._schemas = {topic: Schema(topic, schema) for topic, schema in schemas.items()}
-        self._envelope = Envelope(name) if envelope == "full" else None
+        self._envelope = envelope_for(name, output) if envelope == "full" else None
 
     def run(
         self, spans: Sequence[tuple[str, int, int]], body: BatchBody, payload: memoryview, queued_ms: float
@@ -114,10 +126,15 @@ class TaskRunner:
         """Run one batch; ``spans`` are (topic, partition, records), in the order of the body.
 
         Raises:
-            BatchFailedError: the backend raised, or answered with something else than one output per record.
+            BatchFailedError: the backend raised, or answered with something else than one output per record; or a
+                schema cannot be had.
         """
         begun = time.perf_counter()
-        decoded = decode(body.values, payload, self._max_value_bytes)
+        try:
+            self._encoder.prepare()
+            decoded = self._decode(body.values, payload)
+        except RegistryError as error:
+            raise BatchFailedError(Failure(Cause.REGISTRY, "registry", "RegistryError", shorten(str(error)))) from error
         if self._schemas:
             self._check_schemas(spans, decoded)
         records = [record for record in decoded if type(record) is dict]
@@ -171,7 +188,7 @@ class TaskRunner:
         outputs: Sequence[Any],
         metrics: bytes,
     ) -> tuple[bytes, list[bytes]]:
-        results = _encode_outputs(outputs)
+        results = _encode_outputs(outputs, self._encoder)
         if len(results) < len(decoded):
             remaining = iter(results)
             results = [record if isinstance(record, Failure) else next(remaining) for record in decoded]
@@ -194,22 +211,26 @@ class TaskRunner:
         start = 0
         for topic, partition, count in spans:
             part = slice(start, start + count)
-            values += self._envelope.wrap(results[part], metrics, (topic, partition), offsets[part], timestamps[part])
+            if partition == NO_PARTITION:  # the answer to a request is the parent's to write
+                values += results[part]
+            else:
+                source = (topic, partition)
+                values += self._envelope.wrap(results[part], metrics, source, offsets[part], timestamps[part])
             start += count
         return values
 
 
-def _encode_outputs(outputs: Sequence[Any]) -> Sequence[bytes | Failure]:
-    """Each output as JSON, or why there is none of it."""
+def _encode_outputs(outputs: Sequence[Any], encoder: Encoder) -> Sequence[bytes | Failure]:
+    """Each output in the task's format, or why it has no such form."""
     if set(map(type, outputs)) == {dict}:
-        encoded = encode_all(outputs)
+        encoded = encoder.encode_all(outputs)
         # One by one where anything is out of the ordinary: it says of which record, and why.
         if encoded is not None and sum(map(len, encoded)) <= MAX_REPLY_VALUE_BYTES // 2:
             return encoded
-    return [_encode_output(output) for output in outputs]
+    return [_encode_output(output, encoder) for output in outputs]
 
 
-def _encode_output(output: Any) -> bytes | Failure:
+def _encode_output(output: Any, encoder: Encoder) -> bytes | Failure:
     if type(output) is not dict:
         if isinstance(output, RecordError):
             return Failure(Cause.REJECTED, "execute", "RecordError", shorten(text_of(output.reason)))
@@ -218,14 +239,16 @@ def _encode_output(output: Any) -> bytes | Failure:
             message = f"the backend's output for this record is of type {kind}; return a dict or a RecordError"
             return Failure(Cause.OUTPUT, "output", "NotAnObject", message)
     try:
-        encoded = encode(output)
+        encoded = encoder.encode(output)
     except BaseException as error:  # converting calls methods of the user's objects
         if _is_out_of_memory(error):
             raise
-        message = shorten(f"the output has no JSON form: {text_of(error)}")
+        message = shorten(f"the output has no {encoder.name} form: {text_of(error)}")
         return Failure(Cause.OUTPUT, "encode", name_of_type(error), message)
     if len(encoded) > MAX_REPLY_VALUE_BYTES // 2:
-        return Failure(Cause.OUTPUT, "encode", "OutputTooLarge", f"the output is {len(encoded)} bytes as JSON")
+        return Failure(
+            Cause.OUTPUT, "encode", "OutputTooLarge", f"the output is {len(encoded)} bytes as {encoder.name}"
+        )
     return encoded
 
 
@@ -300,6 +323,9 @@ class Worker:
         self._logged: set[tuple[str, str, str]] = set()
         self._ready = False
         self._ready_checked = 0.0
+        self._peak: Peak | None = None
+        self._highest = 0
+        """The highest peak so far, for where peaks cannot be told apart."""
 
     def serve(self) -> int:
         """Run until the parent says stop; the process's exit code."""
@@ -328,12 +354,14 @@ class Worker:
         backend = head["backend"]
         self._backend = load_backend(**{**backend, "config": yaml.safe_load(backend["config"])})
         self._threshold = head["shared_memory_threshold_bytes"]
+        registry = registry_of(head.get("registry"))
         for name, task in head["tasks"].items():
             runner = resolve_task(self._backend, name)
             warmup = task.pop("warmup")
-            self._runners[name] = TaskRunner(name, runner, **task, base_dir=backend["base_dir"])
+            self._runners[name] = TaskRunner(name, runner, **task, registry=registry, base_dir=backend["base_dir"])
             if warmup:
-                _warm_up(name, runner, warmup)
+                _warm_up(name, runner, samples_in(task.get("input_format", "json"), warmup))
+        self._peak = peak_of_backend()
 
     def _wait_for_frame(self) -> bool:
         if self._ready and not self._has_ready:
@@ -363,6 +391,7 @@ class Worker:
             frame.body = self._inbound[head["slot"]].view(size)
         count = sum(span[2] for span in head["spans"])
         started = time.monotonic()
+        apart = self._peak is not None and self._peak.reset()
         try:
             body = decode_batch(frame.body, count)
             payload = memoryview(frame.body)[24 * count :]
@@ -373,7 +402,7 @@ class Worker:
             write_frame(self._connection, Kind.FAILED, {"id": head["id"], "failure": asdict(failure)})
             out_of_memory = failure.cause is Cause.OOM
         else:
-            self._reply(head["id"], started, reply)
+            self._reply(head["id"], started, reply, self._peak_bytes(apart=apart))
             out_of_memory = False
         if out_of_memory:
             gc.collect()  # what the traceback held of the batch, before the next one needs its place
@@ -395,12 +424,23 @@ class Worker:
         except BaseException:  # noqa: BLE001 - an exception of the user's may be unfit for printing
             log.log(level, "task %s: the first of these: %s", task, failure.message)
 
-    def _reply(self, batch_id: int, started: float, reply: Reply) -> None:
+    def _peak_bytes(self, *, apart: bool) -> int | None:
+        """The most that was held since the batch began; None where that is not known."""
+        if self._peak is None:
+            return None
+        seen = self._peak.read()
+        known = apart or seen > self._highest
+        self._highest = max(self._highest, seen)
+        return seen if known else None
+
+    def _reply(self, batch_id: int, started: float, reply: Reply, peak_bytes: int | None) -> None:
         head: dict[str, Any] = {
             "id": batch_id,
             "metrics": orjson.Fragment(reply.metrics),
             "decode_ms": reply.codec_ms[0],
             "encode_ms": reply.codec_ms[1],
+            "peak_bytes": peak_bytes,
+            "peak_of": None if self._peak is None else self._peak.kind,
             "wall_ms": (time.monotonic() - started) * 1_000,
         }
         parts, size = reply_parts(reply.statuses, reply.values)

@@ -29,13 +29,21 @@ from streamproc.errors import SettingsError
 from streamproc.settings import BASE_DIR, KafkaSettings, Settings
 from streamproc.settings_loading.environment import overlay
 from streamproc.settings_loading.explain import explained
-from streamproc.settings_loading.model_walk import PREFIX, Loc, dotted
+from streamproc.settings_loading.model_walk import PREFIX, Loc, dotted, rooted
+from streamproc.settings_loading.own_class import own_class
 from streamproc.settings_loading.source import Source
 
 DEFAULT_PATH = Path("streamproc.yaml")
 
 _ADDRESS = re.compile(r"(?:\[[^\]\s]+\]|[^:\s\[\]]+):(\d{1,5})")
-_FILES = ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file")
+_FILES: tuple[Loc, ...] = (
+    *(("kafka", name) for name in ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file")),
+    *(
+        ("schema_registry", name)
+        for name in ("password_file", "token_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file")
+    ),
+    ("http", "token_file"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +67,13 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
 def load_with_places(path: Path | None, environ: Mapping[str, str]) -> Loaded:
     """As ``load_settings``, keeping the place of every value."""
     source = Source.read(path or DEFAULT_PATH)
-    overlay(source, environ)
-    try:
-        settings = Settings.model_validate(source.data, context={BASE_DIR: source.path.absolute().parent})
-    except ValidationError as error:
-        raise explained(error.errors(include_url=False), source) from None
+    model = own_class(source, environ)
+    with rooted(model):
+        overlay(source, environ)
+        try:
+            settings = model.model_validate(source.data, context={BASE_DIR: source.path.absolute().parent})
+        except ValidationError as error:
+            raise explained(error.errors(include_url=False), source) from None
     _check_addresses(settings.kafka, source)
     _check_files(settings, source)
     return Loaded(settings, source.place_of)
@@ -87,9 +97,14 @@ def load_kafka_settings(environ: Mapping[str, str]) -> KafkaSettings:
     return kafka
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of ``streamproc.yaml``, for editors."""
-    schema = Settings.model_json_schema()
+def json_schema(path: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The JSON Schema of ``streamproc.yaml``, for editors; with the fields of a given file's ``settings_class``.
+
+    Raises:
+        SettingsError: the file cannot be read, or its class cannot be found.
+    """
+    model = Settings if path is None else own_class(Source.read(path), environ or {})
+    schema = model.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -121,10 +136,9 @@ def _check_addresses(kafka: KafkaSettings, source: Source) -> None:
 
 def _check_files(settings: Settings, source: Source) -> None:
     """Files that the settings name must be there; saying so now beats an obscure failure at the first connection."""
-    for name in _FILES:
-        path: Path | None = getattr(settings.kafka, name)
+    for loc in _FILES:
+        path: Path | None = getattr(getattr(settings, str(loc[0])), str(loc[1]))
         if path is not None and not os.path.isfile(path):  # noqa: PTH113 - Path's own raises for names too long
-            loc = ("kafka", name)
             raise SettingsError(
                 f"there is no file {path}",
                 setting=dotted(loc),

@@ -12,15 +12,23 @@ import orjson
 from pydantic import BaseModel
 
 from streamproc.errors import SettingsError
-from streamproc.settings import Settings, TaskSettings
+from streamproc.settings import TaskSettings
 from streamproc.settings_loading.explain import unknown_key
-from streamproc.settings_loading.model_walk import PREFIX, as_variable, inside, is_optional, model_locs, nearest
+from streamproc.settings_loading.model_walk import (
+    PREFIX,
+    as_variable,
+    inside,
+    is_optional,
+    model_locs,
+    nearest,
+    root,
+)
 from streamproc.settings_loading.source import Source
 from streamproc.yaml_lines import MAX_DEPTH
 
 SEED_VARIABLE = "INFERENCE_MAX_BATCH_SIZE"
 
-_NOT_SETTINGS = ("DEBUG", "REQUIRE_KAFKA", "WORKER")
+_NOT_SETTINGS = ("DEBUG", "REQUIRE_KAFKA", "REQUIRE_SENTENCES", "WORKER")
 _NOT_SETTINGS_PREFIX = "TEST_"
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT_\d+_(TCP|UDP)(_|$)|^_PORT$")
 """What Kubernetes and Docker inject for a service that is called streamproc, or streamproc-something."""
@@ -100,7 +108,7 @@ def _is_a_setting(name: str, value: str) -> bool:
     upper = name.upper()[len(PREFIX) :]
     if upper in _NOT_SETTINGS or upper.startswith(_NOT_SETTINGS_PREFIX):
         return False
-    if upper.split("__")[0].lower() in Settings.model_fields:
+    if upper.split("__")[0].lower() in root().model_fields:
         return True
     if "__" not in upper and (_SERVICE_LINK.search(f"_{upper}") or re.match(r"(tcp|udp)://", value)):
         return False
@@ -111,7 +119,7 @@ def _is_a_setting(name: str, value: str) -> bool:
         raise SettingsError(
             "is no setting",
             place=f"environment variable {name}",
-            hint=f"did you mean {PREFIX}{near}?" if near else f"the sections are {', '.join(Settings.model_fields)}",
+            hint=f"did you mean {PREFIX}{near}?" if near else f"the sections are {', '.join(root().model_fields)}",
         )
     # Such as the images of docker-compose: our prefix, but nothing that could be meant for the file.
     logger.warning("environment variable %s is no setting of streamproc; it is ignored", name)
@@ -119,13 +127,13 @@ def _is_a_setting(name: str, value: str) -> bool:
 
 
 def _known_variables() -> list[str]:
-    return ["__".join(loc).upper() for loc in model_locs(Settings) if "*" not in loc]
+    return ["__".join(loc).upper() for loc in model_locs(root()) if "*" not in loc]
 
 
 def _resolve(name: str, source: Source) -> tuple[tuple[str, ...], Any]:
     """The setting that a variable names, and its type."""
     rest = name[len(PREFIX) :]
-    annotation: Any = Settings
+    annotation: Any = root()
     loc: tuple[str, ...] = ()
     while rest:
         inner = inside(annotation)

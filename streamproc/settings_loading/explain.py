@@ -11,7 +11,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic_core import ErrorDetails
 
 from streamproc.errors import SettingsError
-from streamproc.settings import CrossFieldError, Settings
+from streamproc.settings import CrossFieldError
 from streamproc.settings_loading.model_walk import (
     PREFIX,
     Loc,
@@ -22,6 +22,7 @@ from streamproc.settings_loading.model_walk import (
     model_at,
     model_locs,
     nearest,
+    root,
 )
 
 _UNQUOTED = (("backend", "config"), ("pool", "env"))
@@ -176,7 +177,7 @@ def unknown_key(
         hint = f"did you mean {spelled((*section, near)) if of_a_variable else near}?"
     else:
         task = section[1] if len(section) > 1 and section[0] == "tasks" else "<task>"
-        elsewhere = [tuple(task if part == "*" else part for part in loc) for loc in model_locs(Settings)]
+        elsewhere = [tuple(task if part == "*" else part for part in loc) for loc in model_locs(root())]
         same = [loc for loc in elsewhere if loc[-1] == key]
         # One in the section itself, then one anywhere.
         same.sort(key=lambda loc: loc[: len(section)] != tuple(section))

@@ -6,6 +6,8 @@ import difflib
 import re
 import types
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -15,6 +17,24 @@ from streamproc.settings import Settings
 PREFIX = "STREAMPROC_"
 
 Loc = tuple[str | int, ...]
+
+
+_ROOT: ContextVar[type[Settings]] = ContextVar("the class of the settings that are read", default=Settings)
+
+
+def root() -> type[Settings]:
+    """The class of the settings that are read: ours, or one made of it."""
+    return _ROOT.get()
+
+
+@contextmanager
+def rooted(model: type[Settings]) -> Iterator[None]:
+    """Within the block, settings are of this class."""
+    token = _ROOT.set(model)
+    try:
+        yield
+    finally:
+        _ROOT.reset(token)
 
 
 def inside(annotation: Any) -> Any:
@@ -36,7 +56,7 @@ def is_optional(annotation: Any) -> bool:
 
 def model_at(section: Loc) -> type[BaseModel] | None:
     """The model of a section."""
-    annotation: Any = Settings
+    annotation: Any = root()
     for key in section:
         inner = inside(annotation)
         if isinstance(inner, type) and issubclass(inner, BaseModel):

@@ -84,7 +84,12 @@ class Source:
 
     def place_of(self, loc: Loc) -> str:
         """The place of a setting, or ``default``."""
-        return self.place(loc) if self.known_part(loc) == loc else "default"
+        if self.known_part(loc) == loc:
+            return self.place(loc)
+        of_all: Loc = ("batch", *loc[3:])
+        if loc[:1] == ("tasks",) and loc[2:3] == ("batch",) and self.known_part(of_all) == of_all != ("batch",):
+            return self.place(of_all)
+        return "default"
 
     def value(self, loc: Loc) -> object:
         """What was set. Raises KeyError or TypeError where nothing was."""

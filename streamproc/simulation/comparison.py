@@ -22,13 +22,14 @@ LOADS = tuple(number / 20 for number in range(1, 20))
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """The limits that all strategies have: as ``batch`` in the settings, and a memory budget."""
+    """What all strategies have: limits and target as ``batch`` in the settings, and a memory budget."""
 
     max_size: int
     max_wait_ms: float
     max_padded: int | None = None
     memory_budget_bytes: float | None = None
     kappa: float = 1.0
+    target_latency_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ class Comparison:
     runs: dict[Strategy, Run]
     optimum: Optimum
     workers: Workers
+    target_latency_ms: float | None = None
+
+    def within(self, strategy: Strategy) -> float | None:
+        """The share of the records that this strategy answered within the target; None where there is none."""
+        return None if self.target_latency_ms is None else self.runs[strategy].within(self.target_latency_ms)
 
     def share(self, strategy: Strategy) -> float:
         """The time that the optimum's batches take over that of this strategy's."""
@@ -61,6 +67,7 @@ class Comparison:
                     "padding_ratio": run.padding_ratio,
                     "p50_ms": run.latency_ms(0.5),
                     "p99_ms": run.latency_ms(0.99),
+                    "within_target": self.within(name),
                     "worker_ms": run.worker_ms,
                     "batches": run.batches,
                     "closed_by": run.closed_by,
@@ -80,7 +87,8 @@ def compare(stream: Stream, batching: Batching, workers: Workers, strategies: Se
         memory_budget_bytes=batching.memory_budget_bytes,
     )
     runs = {strategy: run_of(stream, strategy, batching, workers) for strategy in strategies}
-    return Comparison(runs, offline_optimum(stream.lengths, workers.cost, limits), workers)
+    optimum = offline_optimum(stream.lengths, workers.cost, limits)
+    return Comparison(runs, optimum, workers, batching.target_latency_ms)
 
 
 def run_of(stream: Stream, strategy: Strategy, batching: Batching, workers: Workers) -> Run:
@@ -94,6 +102,8 @@ def run_of(stream: Stream, strategy: Strategy, batching: Batching, workers: Work
             max_wait_ms=batching.max_wait_ms,
             max_bytes=2**63,
             max_padded=batching.max_padded,
+            target_latency_ms=batching.target_latency_ms,
+            target_margin_ms=0.0,  # nothing is on its way here
         ),
         itertools.count(1).__next__,
         cost=OnlineCost(workers.cost, calibrated=True, kappa=batching.kappa),

@@ -103,6 +103,10 @@ class Run:
         ordered = sorted(self.latencies_s)
         return ordered[min(max(math.ceil(quantile * len(ordered)) - 1, 0), len(ordered) - 1)] * 1_000
 
+    def within(self, latency_ms: float) -> float:
+        """The share of the records that took no longer than this."""
+        return sum(it * 1_000 <= latency_ms for it in self.latencies_s) / len(self.latencies_s)
+
 
 @dataclass(slots=True)
 class _Task:
@@ -221,7 +225,8 @@ class _Simulation:
             name, rule = chosen
             task = self._tasks[name]
             batch = task.batcher.take(now, rule)
-            batch.id, batch.task = next(self._ids), name  # their batchers do not know of each other
+            # Their batchers do not know of each other.
+            batch.id, batch.task, batch.account = next(self._ids), name, name
             if self._fairness is not None:
                 self._fairness.dispatched(batch)
             task.run.closed_by[rule] = task.run.closed_by.get(rule, 0) + 1

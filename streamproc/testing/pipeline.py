@@ -30,6 +30,7 @@ from streamproc.records import TopicPartition, TopicRecord
 from streamproc.replay.dead_letters import Letter, read_letter
 from streamproc.replay.marks import RUN, SOURCE, Source, without
 from streamproc.replay.results import Result, read
+from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.startup import declared_topics, worker_setup
 from streamproc.settings import Settings
@@ -275,6 +276,7 @@ class Pipeline:
             self.settings,
             worker_setup(self.settings, declared_topics(self.settings)),
             self.broker,
+            plans=batch_plans(self.settings, os.environ),
             wall_clock=self._wall_clock,
         )
         processor = self._processor

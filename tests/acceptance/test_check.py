@@ -88,6 +88,17 @@ def test_what_was_checked_is_shown(check: Check) -> None:
     assert "fields: size" in out
 
 
+def test_a_target_that_the_samples_cannot_keep_is_a_warning(check: Check, folder: Path) -> None:
+    batch = "batch: {max_size: 2, target_latency_ms: %s, target_margin_ms: 1}"
+    (folder / "streamproc.yaml").write_text(SETTINGS.replace("batch: {max_size: 2}", batch % 5_000))
+    assert "warning" not in check().stdout
+    (folder / "streamproc.yaml").write_text(SETTINGS.replace("batch: {max_size: 2}", batch % 1.001))
+    finding = json.loads(check("--json").stdout)["checks"][-1]
+    assert (finding["check"], finding["status"]) == ("task text", "warning")
+    assert "a batch of 2 sample records took" in finding["detail"]
+    assert "leaves 0.001 ms" in finding["detail"]
+
+
 def test_a_script_gets_json_and_nothing_else(check: Check) -> None:
     report = json.loads(check("--json").stdout)
     assert report["ok"] is True
@@ -106,6 +117,25 @@ def test_a_script_gets_json_of_a_failure_too(check: Check, folder: Path) -> None
     assert report["ok"] is False
     assert report["checks"][-1]["check"] == "backend"
     assert report["checks"][-1]["detail"] == done.stderr.strip()
+
+
+def test_the_estimate_that_is_used_is_shown_with_what_differs(check: Check, folder: Path) -> None:
+    estimate = {
+        "length": None,
+        "fingerprint": {"backend": "other:Backend"},
+        "time": {"alpha_ms": 5},
+        "memory": {"a_bytes": 1000},
+        "max_size": 8,
+    }
+    (folder / "text.estimate.json").write_text(json.dumps(estimate))
+    found = next(it for it in json.loads(check("--json").stdout)["checks"] if it["check"] == "estimate text")
+    assert found["status"] == "ok"
+    assert "text.estimate.json: a batch has at most 2 records; memory budget of a worker: " in found["detail"]
+    assert "measured under other conditions (backend other:Backend, now inference:Backend)" in found["detail"]
+    (folder / "text.estimate.json").write_text(json.dumps({**estimate, "length": "bytes"}))
+    found = next(it for it in json.loads(check("--json").stdout)["checks"] if it["check"] == "estimate text")
+    assert found["status"] == "skipped"
+    assert "is not used: its lengths are bytes" in found["detail"]
 
 
 def test_records_of_a_file_take_the_samples_place(check: Check, folder: Path) -> None:
@@ -287,6 +317,23 @@ def test_each_row_is_shown_when_it_is_there(folder: Path) -> None:
 def test_output_keys_that_no_output_has_are_named(check: Check, folder: Path) -> None:
     (folder / "streamproc.yaml").write_text(SETTINGS.replace("[a]}", "[a], output_keys: [size, label]}"))
     assert "declared in output_keys, and in no output: label" in check().stdout
+
+
+def test_samples_of_another_format_are_json_with_bytes_and_outputs_are_judged_by_theirs(
+    check: Check, folder: Path
+) -> None:
+    settings = SETTINGS.replace(
+        "input: {topics: [in]}", "input: {topics: [in], format: raw}\n    output: {format: raw}"
+    )
+    (folder / "streamproc.yaml").write_text(settings.replace("feature_names: [a]", "feature_names: []"))
+    (folder / "topics" / "in.yaml").write_text("topic: in\nsamples: in.jsonl\n")
+    (folder / "topics" / "in.jsonl").write_text('{"value": {"$base64": "/wA="}}\n')
+    backend = "import streamproc\n\nclass Backend(streamproc.InferenceBackend):\n  def execute(self, inputs):\n"
+    body = "        assert inputs == [{'value': bytes([255, 0])}]\n        return OUTPUT\n"
+    (folder / "inference.py").write_text(backend + body.replace("OUTPUT", "inputs"))
+    check()
+    (folder / "inference.py").write_text(backend + body.replace("OUTPUT", "[{'value': 5}]"))
+    assert "a raw result is" in " ".join(check(code=1).stderr.split())
 
 
 def test_a_file_of_records_that_is_not_there_is_a_usage_error(check: Check) -> None:

@@ -18,11 +18,14 @@ import pytest
 
 from benchmarks.sentences import EXAMPLE, UnavailableError, environment
 
+# One process of pytest, since it installs into one folder.
+pytestmark = pytest.mark.xdist_group("sentences")
+
 ALIKE = """\
 import json, sys
-from encoder import Encoder, model_folder
+from encoder import Encoder, load_tokenizer, model_folder
 texts = json.load(sys.stdin)
-encoder = Encoder(model_folder(), 256)
+encoder = Encoder(model_folder(), load_tokenizer(model_folder(), 256))
 together = encoder.encode(texts)
 alone = [encoder.encode([text])[0] for text in texts]
 print(json.dumps({
@@ -36,7 +39,7 @@ import json, sys
 from inference import Search
 from texts import texts
 backend = Search()
-passages = {it["title"]: it for it in texts(60, 1, kind="passage")}
+passages = {it["title"]: it for it in texts(30, 1, kind="passage")}
 backend.task("passage")(list(passages.values()))
 queries = [{"id": title, "text": " ".join(it["text"].split()[:12])} for title, it in passages.items()]
 answers = backend.task("query")(queries)
@@ -93,12 +96,12 @@ def test_a_query_finds_the_passage_that_it_is_of(folder: Path, environ: dict[str
 
 
 def test_the_readmes_commands_check_and_estimate(folder: Path, environ: dict[str, str]) -> None:
-    (folder / "texts.jsonl").write_text(run(["texts.py", "--count", "60"], folder, environ))
+    (folder / "texts.jsonl").write_text(run(["texts.py", "--count", "30"], folder, environ))
     report = json.loads(run(["-m", "streamproc", "check", "--records", "texts.jsonl", "--json"], folder, environ))
     assert report["ok"]
-    assert "60 sample records in, as many out" in report["checks"][-1]["detail"]
+    assert "30 sample records in, as many out" in report["checks"][-1]["detail"]
     command = ["-m", "streamproc", "estimate", "--records", "texts.jsonl", "--json", "--max-size", "4"]
-    found = json.loads(run([*command, "--time-limit", "15"], folder, environ))["text"]
+    found = json.loads(run([*command, "--time-limit", "8"], folder, environ))["text"]
     assert found["time"]["gamma_ms"] > 0 or found["time"]["delta_ms"] > 0, "longer texts take longer"
     assert found["memory"]["a_bytes"] > 100 << 20, "the weights alone are 90 MB"
     assert found["fingerprint"]["package onnxruntime"]

@@ -43,6 +43,20 @@ def test_a_synthetic_stream_by_all_strategies_with_a_plot(simulate: Simulate, tm
     assert "plot in it.svg" in done.stderr
 
 
+def test_a_target_is_kept_though_the_wait_would_miss_it(simulate: Simulate) -> None:
+    arguments = ("--records", "500", "--rate", "20", "--strategy", "bucketed", "--max-wait-ms", "1000", "--json")
+    late, kept = (
+        json.loads(simulate(*arguments, *target).stdout)["strategies"]["bucketed"]
+        for target in ((), ("--target-latency-ms", "150"))
+    )
+    assert late["within_target"] is None
+    assert late["p50_ms"] > 150
+    assert kept["within_target"] >= 0.99
+    assert set(kept["closed_by"]) == {"slo"}
+    shown = simulate("--records", "100", "--rate", "20", "--target-latency-ms", "150").stdout
+    assert "within 150 ms" in shown.splitlines()[0]
+
+
 def test_the_same_arguments_give_the_same_figures(simulate: Simulate) -> None:
     arguments = ("--records", "500", "--rate", "200", "--noise", "0.2", "--json")
     one, other = (simulate(*arguments, "--seed", seed).stdout for seed in ("1", "2"))

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
-NAMES = ("wire", "settings", "decoding")
+NAMES = ("wire", "settings", "decoding", "formats")
 
 
 class Target(NamedTuple):

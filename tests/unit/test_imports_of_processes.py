@@ -45,6 +45,11 @@ def test_a_worker_imports_nothing_that_is_for_the_parent(module: str, worker: se
     assert module not in worker
 
 
+@pytest.mark.parametrize("module", ["http.client", "ormsgpack", "fastavro", "google.protobuf"])
+def test_a_worker_imports_what_a_format_needs_only_where_a_task_has_it(module: str, worker: set[str]) -> None:
+    assert module not in worker
+
+
 def test_a_worker_does_without_the_models_of_the_settings(worker: set[str]) -> None:
     assert worker & {"streamproc.settings", "streamproc.settings_loading"} == set()
     assert "streamproc.backend.pipeline" in worker

@@ -27,17 +27,30 @@ MAY_IMPORT = {
     "backend": {*BASE, "logger", "yaml_lines"},
     "loaders": {*BASE, "backend", "logger"},
     "broker": {*BASE, "settings", "yaml_lines"},
+    "asyncapi": {*BASE, "settings", "broker"},
+    "formats": {"errors", "backend"},
     "observe": {*BASE, "settings"},
     "testing": {*BASE, "settings", "settings_loading", "backend", "loaders", "broker", "observe", "runtime", "replay"},
-    "runtime": {*BASE, "settings", "backend", "loaders", "broker", "observe"},
+    "runtime": {*BASE, "settings", "backend", "loaders", "broker", "formats", "observe"},
     "record_lines": {"records"},
-    "replay": {*BASE, "record_lines", "settings", "settings_loading", "backend", "loaders", "broker", "runtime"},
+    "replay": {
+        *BASE,
+        "record_lines",
+        "settings",
+        "settings_loading",
+        "backend",
+        "loaders",
+        "broker",
+        "formats",
+        "runtime",
+    },
     "estimate": {*BASE, "settings", "backend", "loaders", "runtime", "replay"},
     "simulation": {*BASE, "settings", "backend", "runtime", "replay"},
 }
 STAGES = {
     *("source", "measuring", "measurer", "batcher", "pool", "worker", "isolation", "circuit", "sequencer", "sink"),
     "ledger",
+    "requests",
 }
 WIRING = {"task_stream", "processor", "inspection", "reload", "app"}
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from streamproc.records import Cause
-from streamproc.settings import CauseSettings, CrossFieldError, Settings
+from streamproc.settings import CauseSettings, CrossFieldError, HttpSettings, Settings
 
 
 def _settings(**changes: Any) -> Settings:
@@ -32,6 +32,12 @@ def _clash(**changes: Any) -> CrossFieldError:
 
 def _task(**changes: Any) -> dict[str, Any]:
     return {"tasks": {"text": {"input": {"topics": ["in"]}, **changes}}}
+
+
+def test_a_target_is_above_the_margin_that_is_kept_from_it() -> None:
+    error = _clash(**_task(batch={"target_latency_ms": 2}))
+    assert error.keys == (("target_latency_ms",), ("target_margin_ms",))
+    assert _settings(**_task(batch={"target_latency_ms": 2, "target_margin_ms": 1})).tasks["text"].batch.predicts
 
 
 def test_topics_that_are_left_out_follow_from_the_input_and_the_application() -> None:
@@ -115,6 +121,69 @@ def test_incomplete_credentials_are_refused(kafka: dict[str, str], key: str) -> 
     assert _clash(kafka=kafka).keys[0] == (key,)
 
 
+URL = "https://registry:8081/path"
+
+
+@pytest.mark.parametrize(
+    ("registry", "key"),
+    [
+        ({"url": "registry:8081"}, "url"),
+        ({"url": "ftp://registry"}, "url"),
+        ({"url": "http://"}, "url"),
+        ({"url": "http://registry:99999"}, "url"),
+        ({"url": "http://[::1"}, "url"),
+        ({"url": "http://registry/a b"}, "url"),
+        ({"url": "http://registry?key=1"}, "url"),
+        ({"url": "https://me:hunter2@registry"}, "url"),
+        ({"url": URL, "username": "me"}, "username"),
+        ({"url": URL, "password": "hunter2"}, "username"),
+        ({"url": URL, "username": "me", "password": "hunter2", "password_file": "f"}, "password_file"),
+        ({"url": URL, "username": "me", "password": "x", "token": "hunter2"}, "token"),
+        ({"url": URL, "username": "me", "password": "x", "token_file": "f"}, "token_file"),
+        ({"url": URL, "token": "hunter2", "token_file": "f"}, "token_file"),
+        ({"url": URL, "ssl_cert_file": "cert.pem"}, "ssl_cert_file"),
+        ({"url": URL, "ssl_key_file": "key.pem"}, "ssl_key_file"),
+    ],
+)
+def test_a_registry_that_cannot_be_asked_is_refused_and_its_secrets_are_not_quoted(
+    registry: dict[str, str], key: str
+) -> None:
+    error = _clash(schema_registry=registry)
+    assert error.keys[0] == (key,)
+    assert "hunter2" not in str(error) + error.hint
+
+
+@pytest.mark.parametrize("role", ["input", "output"])
+@pytest.mark.parametrize("format_", ["avro", "protobuf", "json_schema"])
+def test_formats_with_schemas_need_a_registry(role: str, format_: str) -> None:
+    task = _task(**{"input": {"topics": ["in"]}, role: {"topics": ["in"], "format": format_}})
+    if role == "output":
+        task["tasks"]["text"]["output"].pop("topics")
+    assert _clash(**task).keys[0] == ("tasks", "text", role, "format")
+    assert _settings(**task, schema_registry={"url": URL}).schema_registry.url == URL
+
+
+@pytest.mark.parametrize("format_", ["raw", "avro", "protobuf", "json_schema"])
+def test_results_that_have_no_room_for_the_envelope_are_bare(format_: str) -> None:
+    registry = {"url": URL}
+    settings = _settings(**_task(output={"format": format_}), schema_registry=registry)
+    assert settings.tasks["text"].output.envelope == "result"
+    error = _clash(**_task(output={"format": format_, "envelope": "full"}), schema_registry=registry)
+    assert error.keys[0] == ("envelope",)
+
+
+@pytest.mark.parametrize(
+    ("output", "key"),
+    [
+        ({"subject": "s"}, "subject"),
+        ({"format": "raw", "schema_version": 1}, "schema_version"),
+        ({"format": "msgpack", "message": "M"}, "message"),
+    ],
+)
+def test_what_a_format_has_no_use_for_is_refused(output: dict[str, Any], key: str) -> None:
+    assert _clash(**_task(output=output)).keys[0] == (key,)
+
+
 def test_a_password_is_never_shown() -> None:
     kafka = {"security_protocol": "SASL_SSL", "sasl_username": "me", "sasl_password": "hunter2"}
     settings = _settings(kafka=kafka)
@@ -131,7 +200,13 @@ def test_only_exceptions_are_retried_unless_a_cause_says_otherwise() -> None:
     assert _policies(retries=5, backoff_ms=7, then="drop") == {
         **dict.fromkeys(("invalid", "rejected", "output", "crash", "timeout", "oom", "too_large"), (0, 7, "drop")),
         "exception": (5, 7, "drop"),
+        "registry": (5, 1_000, "drop"),
     }
+
+
+def test_a_registry_has_its_retries_also_where_something_else_is_said_of_it() -> None:
+    assert _policies(causes={"registry": {"then": "stop"}})["registry"] == (5, 1_000, "stop")
+    assert _policies(causes={"registry": {"retries": 0}})["registry"] == (0, 1_000, "dead_letter")
 
 
 def test_a_cause_overrides_what_it_names_and_leaves_the_rest() -> None:
@@ -164,3 +239,35 @@ def test_a_worker_must_not_be_killed_before_it_is_recycled() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         _settings().name = "other"  # type: ignore[misc] # what mypy's plugin refuses, pydantic shall refuse too
+
+
+@pytest.mark.parametrize(
+    ("http", "predicts"),
+    [
+        ({}, True),
+        ({"host": "localhost"}, True),
+        ({"host": "::1"}, True),
+        ({"host": "0.0.0.0"}, False),  # noqa: S104 - nothing listens here
+        ({"host": "0.0.0.0", "token": "x"}, True),  # noqa: S104 - as above
+        ({"host": "sidecar.example", "token_file": "x"}, True),
+        ({"predict": {"enabled": False}}, False),
+    ],
+)
+def test_predictions_are_answered_where_not_everybody_can_ask(http: dict[str, Any], predicts: bool) -> None:
+    assert HttpSettings.model_validate(http).predicts is predicts
+
+
+@pytest.mark.parametrize(
+    ("http", "says"),
+    [
+        ({"host": "0.0.0.0", "predict": {"enabled": True}}, "set http.token_file"),  # noqa: S104 - as above
+        ({"token": "x", "token_file": "y"}, "keep one of them"),
+        ({"token": ""}, "at least 1"),
+        ({"predict": {"max_waiting_bytes": 10}}, "raise the one or lower the other"),
+    ],
+)
+def test_predictions_for_everybody_or_of_bodies_that_could_never_wait_are_refused(
+    http: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValidationError, match=says):
+        HttpSettings.model_validate(http)

@@ -99,6 +99,15 @@ def test_relative_paths_start_from_the_settings_file(load: Load, tmp_path: Path)
     assert settings.topics_dir == tmp_path / "topics"
 
 
+def test_a_file_of_the_registry_must_be_there_and_is_relative_to_the_settings(
+    load: Load, refused: Refused, tmp_path: Path
+) -> None:
+    registry = "schema_registry: {url: 'https://registry', token_file: token}\n"
+    assert refused(MINIMAL + registry).setting == "schema_registry.token_file"
+    (tmp_path / "token").write_text("x")
+    assert load(MINIMAL + registry).schema_registry.token_file == tmp_path / "token"
+
+
 def test_absolute_paths_stay(load: Load, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     assert load(MINIMAL, {"STREAMPROC_BACKEND__BASE_DIR": str(elsewhere)}).backend.base_dir == elsewhere
@@ -166,6 +175,11 @@ def test_lists_and_sections_are_json(load: Load) -> None:
     assert settings.tasks["text"].input.topics == ["a", "b"]
     assert settings.pool.recycle.max_batches == 7
     assert settings.pool.devices == ["0"]
+
+
+@pytest.mark.parametrize("written", ["[0, 1]", '["0", "1"]', '[0, "1"]'])
+def test_a_device_may_be_a_number(load: Load, written: str) -> None:
+    assert load(MINIMAL, {"STREAMPROC_POOL__DEVICES": written}).pool.devices == ["0", "1"]
 
 
 def test_a_section_as_json_is_merged_and_narrower_variables_win(load: Load) -> None:
@@ -285,6 +299,39 @@ def test_the_seeds_variables_lie_between_file_and_our_own(
     assert settings.tasks["image-large"].batch.max_size == image_size
 
 
+@pytest.mark.parametrize(
+    ("environ", "text_size", "image_size"),
+    [
+        ({}, 16, 48),
+        ({"STREAMPROC_BATCH__MAX_SIZE": "32"}, 16, 32),
+        ({"STREAMPROC_BATCH__MAX_SIZE": "32", "INFERENCE_MAX_BATCH_SIZE_IMAGE_LARGE": "5"}, 16, 5),
+        ({"INFERENCE_MAX_BATCH_SIZE": "5"}, 5, 5),
+    ],
+)
+def test_the_applications_limits_are_for_tasks_that_set_none(
+    load: Load, environ: dict[str, str], text_size: int, image_size: int
+) -> None:
+    settings = load(MINIMAL + "batch: {max_size: 48, max_padded: 900, oversized: dead_letter}\n", environ)
+    text, image = settings.tasks["text"].batch, settings.tasks["image-large"].batch
+    assert (text.max_size, image.max_size) == (text_size, image_size)
+    assert (text.oversized, image.oversized) == ("dead_letter", "dead_letter")
+    assert image.max_padded is None, "it has no length to pad to"
+
+
+def test_a_tasks_limit_has_the_place_of_the_applications(tmp_path: Path) -> None:
+    path = tmp_path / "streamproc.yaml"
+    path.write_text("batch: {max_size: 48}\n" + MINIMAL)
+    place_of = load_with_places(path, {}).place_of
+    assert place_of(("tasks", "image-large", "batch", "max_size")) == f"{path}:1"
+    assert place_of(("tasks", "image-large", "batch", "max_bytes")) == "default"
+
+
+def test_what_is_wrong_with_the_applications_limits_is_said_of_them(refused: Refused) -> None:
+    error = refused(MINIMAL + "batch: {max_size: many}\n", {})
+    assert "batch.max_size: expected a whole number" in str(error)
+    assert "tasks." not in str(error)
+
+
 def test_a_seed_variable_for_no_task_is_warned_of(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load(MINIMAL, {"INFERENCE_MAX_BATCH_SIZE_TXT": "5"})
@@ -318,6 +365,7 @@ def test_a_variable_that_is_nearly_a_setting_is_refused_with_the_nearest(
     ("variable", "value"),
     [
         ("STREAMPROC_REQUIRE_KAFKA", "1"),
+        ("STREAMPROC_REQUIRE_SENTENCES", "1"),
         ("STREAMPROC_TEST_KAFKA", "kafka:9092"),
         ("STREAMPROC_DEBUG", "1"),
         ("STREAMPROC_WORKER", "0"),

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from streamproc.estimate.budget import Budget
 from streamproc.estimate.measure import Measured, measure
 from streamproc.estimate.page import html_page
 from streamproc.estimate.prober import End, Loaded, Ran
@@ -18,6 +17,7 @@ from streamproc.estimate.samples import Samples, measure_of
 from streamproc.estimate.search import Search
 from streamproc.estimate.words import explained
 from streamproc.runtime.estimate_file import Estimate
+from streamproc.runtime.memory_budget import Budget
 from streamproc.settings import LengthSettings, Settings
 
 MIB = 1 << 20

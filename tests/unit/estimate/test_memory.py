@@ -12,8 +12,8 @@ import pytest
 
 from streamproc.cli.estimate import parse_size
 from streamproc.cli.terminal import UsageError
-from streamproc.estimate.budget import Budget, budget_of, group_bytes
-from streamproc.estimate.memory import CudaPeak, HostPeak, peak_of_backend
+from streamproc.runtime.memory_budget import Budget, budget_of, group_bytes
+from streamproc.runtime.peak_memory import CudaPeak, HostPeak, peak_of_backend
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -9,6 +9,7 @@ import pytest
 
 from streamproc.broker.interface import Headers
 from streamproc.broker.memory_log import MemoryRecord
+from streamproc.formats import msgpack
 from streamproc.records import Batch, BatchReport, Cause, Failure, TopicPartition
 from streamproc.replay.marks import Source, mark
 from streamproc.replay.results import read
@@ -47,6 +48,16 @@ def test_a_result_tells_its_source_its_output_and_its_batch_in_either_envelope(r
     assert (found.value, found.cause, found.latency_ms) == ({"label": "good"}, None, 250)
     assert found.metrics is not None
     assert found.metrics["batch_size"] == 4
+
+
+def test_an_envelope_in_messagepack_tells_the_same_with_bytes_as_base64() -> None:
+    envelope, result = msgpack.Envelope("text"), msgpack.encode({"label": "good", "data": b"\xff"})
+    (value,) = envelope.wrap([result], METRICS, ("texts", 3), [41], [1_000])
+    found, told = read(written((None, b"k", value, []))), read(enveloped())
+    assert found is not None
+    assert told is not None
+    assert found.value == {"label": "good", "data": "/w=="}
+    assert (found.source, found.metrics, found.latency_ms) == (told.source, told.metrics, told.latency_ms)
 
 
 def test_the_source_of_a_replayed_record_is_the_one_that_was_captured() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamproc.records import Batch, Lease, Span
-from streamproc.runtime.batcher import Batcher, Target
+from streamproc.records import Batch, Cause, Lease, Span
+from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.cost import CostModel
 from streamproc.runtime.online_cost import GUESS, OnlineCost
 from streamproc.settings import BatchSettings
@@ -112,14 +113,13 @@ MODEL = CostModel(alpha_ms=5.0, beta_ms=0.02, gamma_ms=0.002, delta_ms=2e-6, a_b
 STRATEGIES = ["fifo", "bucketed", "exact"]
 
 
-def measured(*, target: Target | None = None, memory: float | None = None, **limits: object) -> Batcher:
+def measured(*, memory: float | None = None, **limits: object) -> Batcher:
     return Batcher(
         "text",
         BatchSettings.model_validate({"length": "bytes", **limits}),
         itertools.count(1).__next__,
         cost=OnlineCost(MODEL, calibrated=True),
         memory_budget_bytes=memory,
-        target=target,
     )
 
 
@@ -198,7 +198,7 @@ def test_a_guess_knows_of_no_knee() -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_target_closes_a_window_before_it_is_too_late(strategy: str) -> None:
-    it = measured(strategy=strategy, max_wait_ms=1_000, target=Target(latency_s=0.1, margin_s=0.01))
+    it = measured(strategy=strategy, max_wait_ms=1_000, target_latency_ms=100, target_margin_ms=10)
     it.add(of_lengths(0, [1_000], arrived_at=1.0))
     latest = 1.0 + 0.1 - 0.01 - MODEL.time_ms(1, 1_000) / 1_000
     assert it.deadline == pytest.approx(latest)
@@ -208,8 +208,64 @@ def test_a_target_closes_a_window_before_it_is_too_late(strategy: str) -> None:
     assert it.deadline == pytest.approx(1.09 - MODEL.time_ms(5, 1_000) / 1_000)
 
 
+@pytest.mark.parametrize("strategy", ["bucketed", "exact"])
+def test_the_other_batches_that_wait_are_allowed_for(strategy: str) -> None:
+    """Ten of 400 and one of 10: padding the short one would cost less than a batch of its own only without α."""
+    it = measured(strategy=strategy, max_wait_ms=1_000, max_size=10, target_latency_ms=100, target_margin_ms=0)
+    it.add(of_lengths(0, [400] * 9, arrived_at=1.0))
+    alone = 1.1 - MODEL.time_ms(9, 400) / 1_000
+    assert it.deadline == pytest.approx(alone, abs=1.5e-3)  # as if there were one more already
+    it.add(of_lengths(9, [10] * 2, arrived_at=1.01))
+    assert it.deadline is not None
+    both_s = (MODEL.time_ms(9, 400) + MODEL.time_ms(2, 10)) / 1_000
+    assert it.deadline <= 1.1 - both_s + 1e-9
+
+
+def test_without_lengths_a_target_is_kept_by_what_batches_were_seen_to_take() -> None:
+    batch = {"max_wait_ms": 1_000, "target_latency_ms": 100, "target_margin_ms": 10}
+    it = Batcher("text", BatchSettings.model_validate(batch), itertools.count(1).__next__, cost=OnlineCost())
+    it.add(span(lease(), 0, 1, arrived_at=1.0))
+    assert it.deadline == 1.0 + 0.09 / 2, "half of what there is, while nobody knows"
+    for number in range(1, 60):
+        taken = it.take(1.0, "slo")
+        it.ran(taken, 30.0 + taken.size)
+        it.add(span(lease(), number, 1 + number % 5, arrived_at=1.0))
+    taken = it.take(1.0, "slo")
+    assert taken.predicted_ms == pytest.approx(30 + taken.size, rel=0.1)
+    assert taken.padding_ratio is None
+    it.add(span(lease(), 100, 6, arrived_at=2.0))
+    assert it.deadline == pytest.approx(2.0 + 0.09 - 0.036, abs=0.006)
+    assert it.due(2.0 + 0.09 - 0.03, backlog=False) == "slo"
+
+
+@given(
+    arrivals=st.lists(st.tuples(st.floats(0, 0.02), st.integers(1, 800)), min_size=1, max_size=7),
+    strategy=st.sampled_from(STRATEGIES),
+)
+@settings(max_examples=150, deadline=None)
+def test_an_idle_worker_keeps_every_target_that_can_be_kept(arrivals: list[tuple[float, int]], strategy: str) -> None:
+    """One worker, which is not asked before the deadline: whatever waits then, and comes later, is answered in time."""
+    it = measured(strategy=strategy, max_wait_ms=10_000, target_latency_ms=200, target_margin_ms=0)
+    coming = list(itertools.accumulate(arrivals, lambda one, other: (one[0] + other[0], other[1])))
+    now, missed, first = 0.0, 0, 0
+    while first < len(coming) or it.size:
+        deadline = it.deadline
+        if first < len(coming) and (deadline is None or coming[first][0] <= max(deadline, now)):
+            now = max(now, coming[first][0])
+            it.add(of_lengths(first, [coming[first][1]], arrived_at=coming[first][0]))
+            first += 1
+            continue
+        assert deadline is not None
+        now = max(now, deadline) + 1e-9
+        batch = it.take(now, it.due(now, backlog=False) or "slo")
+        assert batch.predicted_ms is not None
+        now += batch.predicted_ms / 1_000
+        missed += sum(now > part.arrived_at + 0.2 + 1e-6 for part in batch.spans)
+    assert not missed
+
+
 def test_a_wait_that_ends_before_the_target_ends_the_window() -> None:
-    it = measured(max_wait_ms=10, target=Target(latency_s=5.0))
+    it = measured(max_wait_ms=10, target_latency_ms=5_000)
     it.add(of_lengths(0, [10], arrived_at=1.0))
     assert it.deadline == 1.01
     assert it.due(1.01, backlog=False) == "wait"
@@ -399,3 +455,106 @@ class BatcherAgainstModel(RuleBasedStateMachine):
 
 TestBatcherAgainstModel = BatcherAgainstModel.TestCase
 TestBatcherAgainstModel.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+# -- out of memory
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_after_an_out_of_memory_batches_are_smaller(strategy: str) -> None:
+    it = measured(strategy=strategy, max_size=10)
+    it.add(of_lengths(0, [100] * 40))
+    first = it.take(0.0, "size")
+    assert first.size == 10
+    assert it.out_of_memory(first) == 8
+    assert 6 <= it.take(0.0, it.due(0.0, backlog=True) or "").size <= 8
+
+
+def test_it_takes_neither_lengths_nor_an_estimate() -> None:
+    it = batcher(max_size=10)
+    it.add(span(lease(), 0, 40))
+    first = it.take(0.0, "size")
+    assert it.out_of_memory(first) == 8
+    assert it.full() == "memory"
+    again = it.take(0.0, "memory")
+    assert again.size == 8
+    for _ in range(3_000):
+        it.ran(again, 1.0)
+    assert it.full() == "size"
+    assert it.take(0.0, "size").size == 10
+
+
+def test_a_batch_that_would_be_too_large_by_now_says_nothing_new() -> None:
+    it = batcher(max_size=10)
+    it.add(span(lease(), 0, 20))
+    first, behind = it.take(0.0, "size"), it.take(0.0, "size")
+    assert it.out_of_memory(first) == 8
+    assert it.out_of_memory(behind) is None
+
+
+def test_parts_and_records_alone_say_nothing_new() -> None:
+    it = batcher(max_size=10)
+    it.add(span(lease(), 0, 11))
+    part, alone = it.take(0.0, "size"), it.take(0.0, "wait")
+    part.attempt = 2
+    assert alone.size == 1
+    assert (it.out_of_memory(part), it.out_of_memory(alone)) == (None, None)
+
+
+def test_one_record_that_runs_out_of_memory_alone_does_not_make_batches_smaller() -> None:
+    it = batcher(max_size=10)
+    it.add(span(lease(), 0, 30))
+    it.out_of_memory(it.take(0.0, "size"))
+    culprit = it.take(0.0, "size")
+    culprit.attempt = 4
+    it.forgive(culprit)
+    assert it.take(0.0, "wait").size == 10
+
+
+@given(
+    strategy=st.sampled_from(STRATEGIES),
+    lengths=st.lists(st.integers(0, 3_000), min_size=1, max_size=80),
+    room=st.integers(1, 60),
+    longest=st.integers(1, 3_000),
+)
+def test_memory_that_no_estimate_knows_of_is_found_and_kept_to(
+    strategy: str, lengths: list[int], room: int, longest: int
+) -> None:
+    """Whatever a worker has room for, soon no batch of more than one record exceeds it."""
+    settings_ = BatchSettings.model_validate({"length": "bytes", "strategy": strategy})
+    it = Batcher("text", settings_, lambda: 1, cost=OnlineCost())
+    failed = 0
+    for round_ in range(40):
+        it.add(of_lengths(round_ * len(lengths), lengths))
+        while it.size:
+            taken = it.take(0.0, "backlog")
+            assert taken.longest is not None
+            if taken.size > 1 and taken.size * max(taken.longest, 1) > room * longest:
+                failed += 1
+                assert it.out_of_memory(taken) is not None
+    assert failed <= 1 + math.log(80 * 3_000, 1.25)
+
+
+# -- records that fit no batch
+
+
+def test_records_that_fit_no_batch_are_told_with_what_is_wrong() -> None:
+    it = measured(memory=1_000, max_padded=2_000, max_bytes=50, oversized="dead_letter")
+    sizes, lengths = [10, 51, 10, -1, 10], [900, 10, 2_001, 1, 901]
+    one = Span(LEASE, 0, span(LEASE, 0, 5).records, sizes, 0.0, lengths)
+    refused = it.refused(one)
+    assert [index for index, _ in refused] == [1, 2, 4]
+    by_bytes, by_padding, by_memory = (failure.message for _, failure in refused)
+    assert "its value has 51 bytes, and batch.max_bytes is 50" in by_bytes
+    assert "its length is 2001, and batch.max_padded is 2000" in by_padding
+    assert "predicted to need 1001 bytes of memory, its length being 901, and a worker may hold 1000" in by_memory
+    assert {(failure.cause, failure.stage) for _, failure in refused} == {(Cause.TOO_LARGE, "batch")}
+    assert all("set batch.oversized to alone" in failure.message for _, failure in refused)
+
+
+def test_by_default_they_run_alone() -> None:
+    it = measured(memory=1_000)
+    one = of_lengths(0, [901, 10])
+    assert it.refused(one) == []
+    it.add(one)
+    assert [it.take(1.0, "wait").size, it.take(1.0, "wait").size] == [1, 1]

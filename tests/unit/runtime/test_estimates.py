@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from streamproc.errors import EstimateError
 from streamproc.runtime.estimate_file import Estimate, TimeCoefficients, write_estimate
-from streamproc.runtime.estimates import differences, estimate_path, fingerprint_of, load_estimate
+from streamproc.runtime.estimates import FoundEstimate, differences, estimate_path, find_estimate, fingerprint_of
 from streamproc.settings import BASE_DIR, Settings
 
 ENVIRON = {"OMP_NUM_THREADS": "2"}
@@ -39,17 +38,22 @@ def test_an_estimate_is_beside_the_settings(tmp_path: Path) -> None:
     assert estimate_path(settings(tmp_path), "text") == tmp_path / "text.estimate.json"
 
 
+def found(it: Settings, environ: dict[str, str] | None = None) -> FoundEstimate:
+    found = find_estimate(it, "text", ENVIRON if environ is None else environ)
+    assert found is not None
+    return found
+
+
 def test_without_a_file_there_is_no_estimate(tmp_path: Path) -> None:
-    assert load_estimate(settings(tmp_path), "text", ENVIRON) is None
+    assert find_estimate(settings(tmp_path), "text", ENVIRON) is None
 
 
-def test_under_the_same_conditions_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_under_the_same_conditions_nothing_is_said(tmp_path: Path) -> None:
     import numpy as np
 
     it = settings(tmp_path, config={"size": 7})
     estimate = written(it, packages={"numpy": np.__version__})
-    assert load_estimate(it, "text", ENVIRON) == estimate
-    assert not caplog.records
+    assert found(it) == FoundEstimate(tmp_path / "text.estimate.json", estimate, "")
 
 
 @pytest.mark.parametrize(
@@ -62,34 +66,35 @@ def test_under_the_same_conditions_nothing_is_said(tmp_path: Path, caplog: pytes
     ],
 )
 def test_what_differs_is_said_and_the_estimate_is_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, backend: dict[str, Any], environ: dict[str, str], said: str
+    tmp_path: Path, backend: dict[str, Any], environ: dict[str, str], said: str
 ) -> None:
     estimate = written(settings(tmp_path))
-    assert load_estimate(settings(tmp_path, **backend), "text", environ) == estimate
-    (warning,) = caplog.records
-    assert warning.levelno == logging.WARNING
-    assert said in warning.getMessage()
-    assert "run `streamproc estimate --task text` again" in warning.getMessage()
-    assert warning.getMessage().count(", now ") == 1
+    it = found(settings(tmp_path, **backend), environ)
+    assert it.estimate == estimate
+    assert said in it.warning
+    assert "run `streamproc estimate --task text` again" in it.warning
+    assert it.warning.count(", now ") == 1
 
 
-def test_another_version_of_a_library_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_version_of_a_library_is_said(tmp_path: Path) -> None:
     written(settings(tmp_path), packages={"numpy": "0.1", "no-such-package": "3"})
-    assert load_estimate(settings(tmp_path), "text", ENVIRON) is not None
-    assert "numpy 0.1, now " in caplog.text
-    assert "no-such-package 3, now none" in caplog.text
+    it = found(settings(tmp_path))
+    assert it.estimate is not None
+    assert "numpy 0.1, now " in it.warning
+    assert "no-such-package 3, now none" in it.warning
 
 
-def test_lengths_that_are_measured_otherwise_make_it_useless(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lengths_that_are_measured_otherwise_make_it_useless(tmp_path: Path) -> None:
     written(settings(tmp_path))
-    assert load_estimate(settings(tmp_path, length=None), "text", ENVIRON) is None
-    assert "is not used: its lengths are bytes, and those of task text are not measured" in caplog.text
+    it = found(settings(tmp_path, length=None))
+    assert it.estimate is None
+    assert "is not used: its lengths are bytes, and those of task text are not measured" in it.warning
 
 
 def test_a_file_that_is_no_estimate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.estimate.json").write_text("{}")
     with pytest.raises(EstimateError, match=r"text\.estimate\.json"):
-        load_estimate(settings(tmp_path), "text", ENVIRON)
+        find_estimate(settings(tmp_path), "text", ENVIRON)
 
 
 def test_a_configuration_is_in_the_fingerprint_by_a_digest_only(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from streamproc import InferenceBackend, MultiTaskBackend, Task
 from streamproc.errors import InferenceBackendLoadError
 from streamproc.loaders import load_backend
+from streamproc.runtime.decoders import decode_one_for
 from streamproc.runtime.lengths import LengthOf, Meter, of_backend, of_field
 from streamproc.runtime.wire import MAX_LENGTH, UNMEASURED
 
@@ -74,6 +75,12 @@ def test_a_record_without_the_length_fails_alone_with_a_sentence(unit: str, reco
     ((found, message),) = failures
     assert found == kind
     assert said in message
+
+
+def test_the_bytes_of_a_raw_value_are_its_length() -> None:
+    meter = Meter(of_field("value", "bytes"), "the field value", 5, decode_one_for("raw"))
+    lengths, failures = meter.measure([memoryview(b""), memoryview(b"abc"), memoryview(b"abcdef"), None])
+    assert (list(lengths), failures) == ([0, 3, 0, 0], [])
 
 
 def test_a_value_that_no_worker_takes_has_length_0_and_is_the_workers_to_judge() -> None:

@@ -7,7 +7,7 @@ import socket
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import orjson
 import pytest
@@ -211,3 +211,26 @@ def test_memory_that_runs_out_while_an_output_is_converted_fails_the_batch_for_t
     frame = answer(Scripted(lambda _: [{"a": Tensor(error)}, {"good": 1}]))
     assert frame.kind is Kind.FAILED
     assert failure_of(frame.head["failure"]).cause is Cause.OOM
+
+
+class FakePeak:
+    """Peaks of its own choosing, which may not be told apart."""
+
+    kind: Literal["host", "cuda"] = "host"
+
+    def __init__(self, *, apart: bool) -> None:
+        self.apart = apart
+        self.peaks = iter([50, 70, 70, 60, 80])
+
+    def reset(self) -> bool:
+        return self.apart
+
+    def read(self) -> int:
+        return next(self.peaks)
+
+
+@pytest.mark.parametrize(("apart", "told"), [(True, [50, 70, 70, 60, 80]), (False, [50, 70, None, None, 80])])
+def test_a_peak_is_told_where_it_is_known_to_be_of_the_batch(*, apart: bool, told: list[int | None]) -> None:
+    worker = Worker(cast("socket.socket", Sent()), [])
+    worker._peak = cast("Any", FakePeak(apart=apart))
+    assert [worker._peak_bytes(apart=apart) for _ in told] == told

@@ -1,0 +1,40 @@
+"""What a processor is told before it starts: who may ask for predictions, and what of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamproc.broker.declared_topics import DeclaredTopic
+from streamproc.errors import SettingsError
+from streamproc.observe.prediction import TaskInput
+from streamproc.runtime.startup import http_token, task_inputs
+from streamproc.settings import HttpSettings, Settings
+
+
+def test_the_token_is_that_of_the_settings_or_of_a_file_without_the_end_of_its_line(tmp_path: Path) -> None:
+    assert http_token(HttpSettings()) is None
+    assert http_token(HttpSettings.model_validate({"token": "hunter2"})) == "hunter2"
+    (tmp_path / "token").write_text("hunter3\n")
+    assert http_token(HttpSettings(token_file=tmp_path / "token")) == "hunter3"
+
+
+def test_a_file_without_a_token_is_refused_since_everybody_could_guess_it(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("\n")
+    with pytest.raises(SettingsError, match="is empty; put the token into it"):
+        http_token(HttpSettings(token_file=tmp_path / "token"))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        http_token(HttpSettings(token_file=tmp_path / "nowhere"))
+
+
+def test_a_tasks_input_is_what_its_first_topic_declares() -> None:
+    raw = {"name": "app", "backend": {"path": "a:B"}, "tasks": {"main": {"input": {"topics": ["first", "second"]}}}}
+    settings = Settings.model_validate(raw)
+    schema = {"type": "object", "required": ["text"]}
+    declared = {
+        "first": DeclaredTopic("first", description="Texts.", schema_document=schema, samples=[{"text": "a"}]),
+        "second": DeclaredTopic("second", schema_document={}),
+    }
+    assert task_inputs(settings, declared) == {"main": TaskInput(schema, [{"text": "a"}], "Texts.")}
+    assert task_inputs(settings, {}) == {"main": TaskInput()}
