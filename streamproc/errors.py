@@ -22,6 +22,8 @@
     pool     ─► PoolError                            the worker processes
                   └ WorkerStartError                   a worker cannot be brought to readiness
     sink     ─► SinkError                            results cannot be written and cannot be given up
+    reload   ─► ReloadRefusedError                   a new version is not taken; the one before goes on
+                  └ ReloadBusyError                    another reload is under way, or the processor stops
     formats  ─► RegistryError                        the schema registry does not answer, or refuses to
     policy   ─► TaskStoppedError                     a record failed and the settings say: stop
     sidecar  ─► PortTakenError                       the HTTP port is in use
@@ -203,6 +205,14 @@ class SinkError(StreamprocError):
         super().__init__(message)
 
 
+class ReloadRefusedError(StreamprocError):
+    """A new version of backend and settings was refused; everything goes on as before."""
+
+
+class ReloadBusyError(ReloadRefusedError):
+    """Nothing can be reloaded now: another reload is under way, or the processor is starting or stopping."""
+
+
 class RegistryError(StreamprocError):
     """The schema registry does not answer, refuses to, or is none. ``url`` says which, without credentials."""
 
@@ -248,10 +258,15 @@ class TaskUnavailableError(RequestError):
 
 
 class SidecarError(StreamprocError):
-    """A processor's sidecar does not answer a command, or refuses it. ``url`` says which."""
+    """A processor's sidecar does not answer a command, or refuses it. ``url`` says which.
 
-    def __init__(self, message: str, *, url: str = "") -> None:
+    Where it answered, ``status`` is that of HTTP and ``detail`` its sentence.
+    """
+
+    def __init__(self, message: str, *, url: str = "", status: int | None = None, detail: str = "") -> None:
         self.url = url
+        self.status = status
+        self.detail = detail
         super().__init__(message)
 
 

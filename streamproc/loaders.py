@@ -13,8 +13,9 @@ import importlib.util
 import inspect
 import sys
 from abc import ABC, abstractmethod
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from streamproc import errors
@@ -183,10 +184,18 @@ def _make_importable(directory: Path) -> None:
         sys.path.insert(0, str(directory))
 
 
+class _FromSource(SourceFileLoader):
+    """Runs what the file says now. The cache of bytecode would take two versions of one size and second for one."""
+
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 - the import system's signature
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _run_file(module_name: str, file: Path) -> ModuleType:
     # A directory or file that is newer than the importer's view of it would not be found by the module's own imports.
     importlib.invalidate_caches()
-    spec = importlib.util.spec_from_file_location(module_name, file)
+    loader = _FromSource(module_name, str(file))
+    spec = importlib.util.spec_from_file_location(module_name, file, loader=loader)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} cannot be imported")
     module = importlib.util.module_from_spec(spec)

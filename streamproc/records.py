@@ -157,6 +157,10 @@ def value_sizes(records: Sequence[Record]) -> list[int]:
     return [NULL_SIZE if (value := record.value) is None else len(value) for record in records]
 
 
+FIRST_GENERATION = 1
+"""Of the workers that a processor starts with; each reload begins another."""
+
+
 class Status(IntEnum):
     """What became of a record; one byte of it per record crosses the wire."""
 
@@ -233,6 +237,8 @@ class Batch:
     retried: tuple[Cause, ...] = ()
     died_alone: tuple[Cause, ...] = ()
     dispatched: bool = False
+    generation: int = 0
+    """The generation of the worker that it was given to last; 0 before."""
     predicted_ms: float | None = None
     predicted_bytes: float | None = None
     model_bytes: float = 0.0

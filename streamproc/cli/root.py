@@ -27,6 +27,7 @@ COMMANDS = {
     "check": ("streamproc.cli.check", "Check settings, backend and sample records, without Kafka."),
     "estimate": ("streamproc.cli.estimate", "Measure what batches cost in time and memory, and choose their limits."),
     "run": ("streamproc.cli.run", "Run the processor and its HTTP sidecar."),
+    "reload": ("streamproc.cli.reload", "Bring a new version into the running processor, without a restart."),
     "topics": ("streamproc.cli.topics", "Compare declared topics with the cluster; create and change them."),
     "produce": ("streamproc.cli.produce", "Write JSON lines to a topic."),
     "consume": ("streamproc.cli.consume", "Read a topic as JSON lines."),

@@ -1,7 +1,8 @@
-"""The sidecar's HTTP application: probes, metrics, status, predictions, and the circuits of the tasks.
+"""The sidecar's HTTP application: probes, metrics, status, predictions, the circuits of the tasks, and reloads.
 
 Every handler runs in the event loop and answers from memory, so that an answer takes no thread and waits for nothing;
-but for predictions (``predict``), which wait for a worker. No page loads a file from another server (``docs``).
+but for predictions (``predict``), which wait for a worker, and reloads, which wait for new ones. No page loads a file
+from another server (``docs``).
 
 What changes something is for whoever has the token. Without one it is for this machine alone (whoever is on it may stop
 the process anyway), and not for a page in a browser on it: no other site's form can send the content type
@@ -14,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
@@ -23,13 +24,14 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamproc.errors import ReloadBusyError, ReloadRefusedError
 from streamproc.observe.dashboard import dashboard_routes
 from streamproc.observe.docs import docs_routes
 from streamproc.observe.health import Health, HealthSummary, ProcessorView
 from streamproc.observe.metrics import Metrics, package_version
 from streamproc.observe.predict import describe, has_token, predict_routes
 from streamproc.observe.prediction import TaskInput
-from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus
+from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus, ReloadStatus
 from streamproc.settings import HttpSettings
 
 QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/status"})
@@ -67,6 +69,16 @@ _REFUSALS = {
 """The sentences of the answers, which are their examples too; the one of 404 names what was asked for."""
 
 
+_RELOAD_REFUSALS = {
+    401: _REFUSALS[401],
+    403: "without http.token only this machine may do that, and no page in a browser; use `streamproc reload` where "
+    "the processor runs",
+    409: "another reload is under way; how it ends is in the log and in /status",
+    415: _REFUSALS[415],
+    422: "its worker 0 did not become ready: the backend inference:Backend cannot be loaded",
+}
+
+
 class _Application(FastAPI):
     """Documents predictions task by task, each with the records of its own."""
 
@@ -87,11 +99,12 @@ def create_app(
     *,
     inputs: Mapping[str, TaskInput] | None = None,
     token: str | None = None,
+    reload: Callable[[], Awaitable[ReloadStatus]] | None = None,
 ) -> FastAPI:
     """The application for one processor; ``Sidecar`` serves it.
 
     ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them, and for
-    changes from elsewhere than this machine.
+    changes from elsewhere than this machine. ``reload`` reloads the processor, where it has files to read.
     """
     app = _Application(
         title="streamproc",
@@ -106,6 +119,8 @@ def create_app(
     app.include_router(_health_routes(view, settings.stalled_after_s))
     app.include_router(_observation_routes(view, metrics))
     app.include_router(_circuit_routes(view, token))
+    if reload is not None:
+        app.include_router(_reload_routes(reload, token))
     app.include_router(dashboard_routes(token_set=token is not None))
     app.include_router(docs_routes())
     if inputs is not None:
@@ -198,20 +213,11 @@ def _observation_routes(view: ProcessorView, metrics: Metrics) -> APIRouter:
 
 def _circuit_routes(view: ProcessorView, token: str | None) -> APIRouter:
     router = APIRouter(tags=["circuit"])
-    # Either is enough: the token, or to be on this machine.
-    security: dict[str, Any] | None = None if token is None else {"security": [{"token": []}, {}]}
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": Refusal, **_example({"detail": detail})} for status, detail in _REFUSALS.items()
-    }
+    security, refusals = _security(token), _documented(_REFUSALS)
 
     def carry_out(request: Request, task: str, change: Callable[[str], CircuitStatus | None]) -> Response:
-        if token is not None and "authorization" in request.headers:
-            if not has_token(request, token):
-                return _refuse(401)
-        elif not _from_this_machine(request):
-            return _refuse(403)
-        if request.headers.get("content-type", "").split(";")[0].strip().lower() != _JSON:
-            return _refuse(415)
+        if (status := _not_allowed(request, token)) is not None:
+            return _refuse(status)
         if view.stopping:
             return _refuse(409)
         circuit = change(task)
@@ -247,6 +253,54 @@ def _circuit_routes(view: ProcessorView, token: str | None) -> APIRouter:
         return carry_out(request, task, view.open_circuit)
 
     return router
+
+
+def _reload_routes(reload: Callable[[], Awaitable[ReloadStatus]], token: str | None) -> APIRouter:
+    router = APIRouter(tags=["reload"])
+
+    @router.post(
+        "/reload",
+        name="reload",
+        summary="Read settings, topics and backend again, and go on with them in new workers",
+        description="Answers when the new workers have taken over: that may take as long as the backend takes to load. "
+        "422 where this version is refused; the one before goes on. From this machine only, or with the token; the "
+        "body is not read.",
+        response_model=ReloadStatus,
+        responses={
+            200: _example(EXAMPLE.model_dump(mode="json")["last_reload"]),
+            **_documented(_RELOAD_REFUSALS),
+        },
+        openapi_extra=_security(token),
+    )
+    async def reload_(request: Request) -> Response:
+        if (status := _not_allowed(request, token)) is not None:
+            return _refuse(status, _RELOAD_REFUSALS[status])
+        try:
+            done = await reload()
+        except ReloadRefusedError as error:
+            return _refuse(409 if isinstance(error, ReloadBusyError) else 422, str(error))
+        return Response(done.model_dump_json(), media_type=_JSON)
+
+    return router
+
+
+def _documented(refusals: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Refusal, **_example({"detail": detail})} for status, detail in refusals.items()}
+
+
+def _security(token: str | None) -> dict[str, Any] | None:
+    """For the OpenAPI document: either is enough, the token, or to be on this machine."""
+    return None if token is None else {"security": [{"token": []}, {}]}
+
+
+def _not_allowed(request: Request, token: str | None) -> int | None:
+    """The status of the answer to whoever may change nothing here; None for those who may."""
+    if token is not None and "authorization" in request.headers:
+        if not has_token(request, token):
+            return 401
+    elif not _from_this_machine(request):
+        return 403
+    return None if request.headers.get("content-type", "").split(";")[0].strip().lower() == _JSON else 415
 
 
 def _from_this_machine(request: Request) -> bool:

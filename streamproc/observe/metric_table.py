@@ -23,6 +23,7 @@ Step = Literal["preprocess", "transform_inputs", "execute", "transform_outputs"]
 CloseRule = Literal["size", "bytes", "padding", "memory", "wait", "slo", "knee", "backlog", "overtaken", "split"]
 ProducerOutput = Literal["results", "metrics", "dead_letters"]
 WorkerState = Literal["starting", "ready", "busy", "stopping", "stopped"]
+ReloadOutcome = Literal["taken", "refused"]
 RequestOutcome = Literal["ok", "failed", "invalid", "full", "unavailable", "timeout", "left"]
 RestartCause = Literal["exited", "killed", "oom", "deadline", "recycled", "start_failed"]
 
@@ -30,6 +31,7 @@ STEPS: tuple[Step, ...] = get_args(Step)
 CLOSE_RULES: tuple[CloseRule, ...] = get_args(CloseRule)
 PRODUCER_OUTPUTS: tuple[ProducerOutput, ...] = get_args(ProducerOutput)
 WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
+RELOAD_OUTCOMES: tuple[ReloadOutcome, ...] = get_args(ReloadOutcome)
 REQUEST_OUTCOMES: tuple[RequestOutcome, ...] = get_args(RequestOutcome)
 RESTART_CAUSES: tuple[RestartCause, ...] = get_args(RestartCause)
 
@@ -360,6 +362,7 @@ def _workers() -> tuple[MetricSpec, ...]:
     return (
         _spec(group, "gauge", "workers", "Worker processes by state.", "state"),
         _spec(group, "counter", "worker_restarts_total", "Workers replaced, by cause.", "cause"),
+        _spec(group, "counter", "reloads_total", "Hot reloads: new versions taken, and those refused.", "outcome"),
         _spec(
             group,
             "counter",
@@ -396,7 +399,8 @@ LABEL_MEANINGS: dict[str, str] = {
     "target": "`within` or `beyond`",
     "outcome": "of a batch: `ok` or `failed`; of a request: `ok`, `failed` (one of its records at least), `invalid` "
     "(no JSON, or too large), `full`, `unavailable` (the circuit is open, or the processor starts or stops), "
-    "`timeout`, or `left`, where its client hung up",
+    "`timeout`, or `left`, where its client hung up; "
+    f"of a reload: {' or '.join(f'`{it}`' for it in RELOAD_OUTCOMES)}",
     "rule": ", ".join(f"`{rule}`" for rule in CLOSE_RULES),
     "step": ", ".join(f"`{step}`" for step in STEPS),
     "direction": "`decode` or `encode`",

@@ -22,6 +22,7 @@ from streamproc.observe.histogram import Histogram, HistogramFamily
 from streamproc.observe.metric_table import (
     CLOSE_RULES,
     PRODUCER_OUTPUTS,
+    RELOAD_OUTCOMES,
     REQUEST_OUTCOMES,
     RESTART_CAUSES,
     STEPS,
@@ -30,6 +31,7 @@ from streamproc.observe.metric_table import (
     MetricKind,
     MetricSpec,
     ProducerOutput,
+    ReloadOutcome,
     RequestOutcome,
     RestartCause,
     Step,
@@ -98,6 +100,7 @@ class Metrics:
         self.workers = self._gauge("streamproc_workers")
         self.worker_restarts = self._counter("streamproc_worker_restarts_total")
         self.measurer_restarts = self._counter("streamproc_measurer_restarts_total")
+        self.reloads = self._counter("streamproc_reloads_total")
         self.worker_rss = self._gauge("streamproc_worker_rss_bytes")
         self.build_info = self._gauge("streamproc_build_info")
         ProcessCollector(registry=self.registry)
@@ -105,6 +108,7 @@ class Metrics:
         self._tasks: dict[str, TaskMetrics] = {}
         self._restarts = {cause: self.worker_restarts.labels(cause) for cause in RESTART_CAUSES}
         self._measurer_restarts = {cause: self.measurer_restarts.labels(cause) for cause in RESTART_CAUSES}
+        self._reloads = {outcome: self.reloads.labels(outcome) for outcome in RELOAD_OUTCOMES}
         self.set_workers({})
         self.build_info.labels(version or package_version()).set(1)
 
@@ -126,6 +130,10 @@ class Metrics:
     def measurer_restarted(self, cause: RestartCause) -> None:
         """Count a measuring process that was replaced."""
         self._measurer_restarts[cause].inc()
+
+    def reloaded(self, outcome: ReloadOutcome) -> None:
+        """Count a reload that has ended."""
+        self._reloads[outcome].inc()
 
     def set_worker_rss(self, worker: int, rss_bytes: int) -> None:
         """Set the resident memory of the worker with this index."""

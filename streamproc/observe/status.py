@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from streamproc.observe.metric_table import WorkerState
+from streamproc.observe.metric_table import ReloadOutcome, WorkerState
+from streamproc.records import FIRST_GENERATION
 
 TaskState = Literal["starting", "running", "draining", "stopped"]
 
@@ -246,6 +247,20 @@ class MeasurerStatus(StatusModel):
     """How often it was replaced."""
 
 
+class ReloadStatus(StatusModel):
+    """How a reload ended."""
+
+    outcome: ReloadOutcome
+    reason: str | None = None
+    """Why it was refused."""
+    ended_at: datetime
+    took_s: float
+    generation: int
+    """That of the workers which work since then."""
+    backend_version: str | None = None
+    """`backend.version` of the settings that hold since then."""
+
+
 class ProcessorStatus(StatusModel):
     """A processor: one replica of an application."""
 
@@ -261,6 +276,14 @@ class ProcessorStatus(StatusModel):
     workers: list[WorkerStatus]
     measurer: MeasurerStatus | None = None
     """Null where no task has lengths that it would measure."""
+    generation: int = FIRST_GENERATION
+    """That of the workers; each reload that is taken begins another."""
+    backend_version: str | None = None
+    """`backend.version` of the settings in force."""
+    reloading: bool = False
+    """Whether a reload is under way."""
+    last_reload: ReloadStatus | None = None
+    """Null where there was none since the start of the process."""
 
 
 EXAMPLE = ProcessorStatus(
@@ -327,5 +350,14 @@ EXAMPLE = ProcessorStatus(
             running_records=64,
         )
     ],
+    generation=2,
+    backend_version="2024-05",
+    last_reload=ReloadStatus(
+        outcome="taken",
+        ended_at=datetime.fromisoformat("2024-05-01T12:00:40+00:00"),
+        took_s=3.2,
+        generation=2,
+        backend_version="2024-05",
+    ),
 )
 """The example in the OpenAPI document."""

@@ -11,15 +11,18 @@ import logging
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Self
 
 import uvloop
 
 from streamproc.broker.connections import KafkaConnections
 from streamproc.broker.interface import Connections
+from streamproc.errors import ReloadBusyError, ReloadRefusedError
 from streamproc.observe.logs import configure_logging
 from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
+from streamproc.runtime.reload import Load, Reloader
 from streamproc.runtime.startup import declared_topics, http_token, task_inputs, warn_of_memory, worker_setup
 from streamproc.settings import Settings
 
@@ -32,7 +35,8 @@ log = logging.getLogger(__name__)
 class Application:
     """A processor and its sidecar. Use it as a context manager, or call ``start`` and always ``stop``."""
 
-    def __init__(self, settings: Settings, connections: Connections | None = None) -> None:
+    def __init__(self, settings: Settings, connections: Connections | None = None, *, load: Load | None = None) -> None:
+        """``load`` reads the settings again, for a reload; without there is none."""
         warn_of_memory(settings)
         self._declared = declared_topics(settings)
         self._token = http_token(settings.http)
@@ -42,6 +46,7 @@ class Application:
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
         )
+        self.reloader = None if load is None else Reloader(self.processor, load, time.time, _configure_logging)
         self.sidecar: Sidecar | None = None
         """None until it is started, and where ``http.enabled`` is false."""
 
@@ -60,7 +65,8 @@ class Application:
 
         http = self.processor.settings.http
         inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
-        app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token)
+        reload = None if self.reloader is None else self.reloader.reload
+        app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token, reload=reload)
         return Sidecar(app, http.host, http.port)
 
     async def stop(self) -> None:
@@ -85,18 +91,26 @@ class Application:
         await self.stop()
 
 
-def run_app(settings: Settings) -> int:
+def run_app(load: Load) -> int:
     """Run until SIGTERM or SIGINT, then drain and answer the exit code; a second signal exits at once.
+
+    SIGHUP is a reload: ``load``, which reads the settings, reads them again. Where it says that the terminal has gone
+    that the processor was started on, it is one more signal to stop; or nothing, for one that was started by nohup.
 
     Raises:
         StreamprocError: what kept the processor from starting, or ended it.
     """
+    settings = load()
+    _configure_logging(settings)
+    return uvloop.run(_run(settings, load))
+
+
+def _configure_logging(settings: Settings) -> None:
     configure_logging(sys.stderr, **settings.logging.model_dump())
-    return uvloop.run(_run(settings))
 
 
-async def _run(settings: Settings) -> int:
-    application = Application(settings)
+async def _run(settings: Settings, load: Load) -> int:
+    application = Application(settings, load=load)
     processor = application.processor
     asked = asyncio.Event()
     asked_at: list[float] = []
@@ -110,11 +124,26 @@ async def _run(settings: Settings) -> int:
         asked_at.append(processor.clock())
         asked.set()
 
+    hung_up = asyncio.Event()
+    on_terminal = _has_terminal()
+    outlives_it = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup asks
+
+    def on_hangup() -> None:
+        nonlocal on_terminal
+        if not on_terminal or _has_terminal():
+            hung_up.set()
+            return
+        on_terminal = False
+        if not outlives_it:
+            on_signal(signal.SIGHUP)
+
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     stopping = loop.create_task(asked.wait())
     serving = loop.create_task(_serve(application))
+    reloading = loop.create_task(_reload_at_hangups(application, hung_up))
     try:
         await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
@@ -125,12 +154,36 @@ async def _run(settings: Settings) -> int:
             serving.result()
     finally:
         stopping.cancel()
+        reloading.cancel()
         await application.stop()
     if asked_at:
         log.info("stopped in %.2f s", processor.clock() - asked_at[0])
     if processor.failure is not None:
         raise processor.failure
     return 0
+
+
+async def _reload_at_hangups(application: Application, hung_up: asyncio.Event) -> None:
+    """A reload after each; one after all that came while another was under way, since files may have changed again."""
+    while application.reloader is not None:
+        await hung_up.wait()
+        hung_up.clear()
+        log.info("SIGHUP: reloading")
+        try:
+            await application.reloader.reload(wait=True)
+        except ReloadBusyError as error:
+            log.warning("nothing is reloaded: %s", error)
+        except ReloadRefusedError:
+            continue  # it has said so itself
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a terminal that could hang up."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def _serve(application: Application) -> None:

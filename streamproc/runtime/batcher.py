@@ -218,6 +218,15 @@ class Batcher:
         """What a batch may hold."""
         return self._limits
 
+    def take_over(self, before: Batcher) -> None:
+        """The waiting records of a batcher whose settings, or costs, hold no more; strategy and lengths are the same.
+
+        Whoever was overtaken there is still: results may pile up that wait for it.
+        """
+        for span in before.discard():
+            self._window.add(span)
+        self._window.overtake()
+
     def discard(self, leases: set[Lease] | None = None) -> list[Span]:
         """Give back the waiting records of these leases, or all of them."""
         self._look_from = self._shape_until = 0

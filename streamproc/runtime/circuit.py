@@ -54,6 +54,8 @@ class Circuit:
         self.closes_at: float | None = None
         self.reason = ""
         self.openings = 0
+        self.by_hand = False
+        """Whether somebody opened it, or keeps it open."""
 
     @property
     def is_open(self) -> bool:
@@ -89,6 +91,7 @@ class Circuit:
 
     def open_by_hand(self, now: float) -> None:
         """Open it until ``close``; one that is open already does not close by itself any more."""
+        self.by_hand = True
         if not self.is_open:
             self._open(BY_HAND, now, closes_at=None)
         elif self.closes_at is not None:
@@ -103,6 +106,16 @@ class Circuit:
         """Begin again, with all counts at zero."""
         self.opened_at = self.closes_at = None
         self.reason = ""
+        self.by_hand = False
+        self._forget()
+
+    def reload(self, settings: CircuitSettings) -> None:
+        """Go by other limits. What was counted is gone, since it tells of another model."""
+        self._settings = settings
+        if not self.is_open:
+            self._forget()
+
+    def _forget(self) -> None:
         self._buckets.clear()
         self._decided = self._bad = self._run = 0
 

@@ -55,7 +55,11 @@ class Inspector:
         self._wall_clock = wall_clock
         self._started_at = datetime.fromtimestamp(wall_clock(), UTC)
         self._begun = processor.clock()
-        settings = processor.settings
+        self.reload()
+
+    def reload(self) -> None:
+        """Watch for progress by the settings of now, from now on."""
+        settings = self._processor.settings
         # A batch may compute until its deadline, and a retry may wait: that is work, not a stall.
         longest_s = settings.pool.batch_timeout_s + MAX_BACKOFF_S
         self._stalled_after_s = max(settings.http.stalled_after_s, longest_s * 1.1)
@@ -146,6 +150,10 @@ class Inspector:
             tasks={name: self._task(task, now) for name, task in processor.tasks.items()},
             workers=[self._worker(worker, now) for worker in processor.pool.workers()],
             measurer=self._measurer(),
+            generation=processor.pool.generation,
+            backend_version=processor.settings.backend.version,
+            reloading=processor.reloading,
+            last_reload=processor.last_reload,
         )
 
     def circuit(self, task: str, now: float) -> CircuitStatus:

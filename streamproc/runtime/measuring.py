@@ -13,6 +13,9 @@ time: somebody may have killed the process. At the second death, or where the pr
 records are measured one by one. A record that stands alone is at fault at the second death of its own, or the second
 time that it ran past the deadline; it fails alone.
 
+For a reload another process is made ready beside this one (``prepare``), and takes over (``switch``): what the one
+before has not answered goes again to the new one.
+
 Order: a task's records come back in the order in which they were added.
 
 Invariants: every record that was added comes out exactly once, by ``on_measured``, ``on_unmeasured`` or ``discard``,
@@ -30,7 +33,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamproc.errors import InternalError, StreamprocError, WorkerStartError
+from streamproc.errors import InternalError, ReloadRefusedError, StreamprocError, WorkerStartError
 from streamproc.observe.metric_table import RestartCause
 from streamproc.records import Cause, Failure, Lease, Span
 from streamproc.runtime.wire import (
@@ -96,8 +99,10 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class Measurer:
-    """One measuring process and what it is doing."""
+    """One measuring process and what it is doing; ``settings`` and ``setup`` are what it is started with."""
 
+    settings: PoolSettings
+    setup: dict[str, Any]
     state: str = "starting"
     pid: int = 0
     chunks: deque[Chunk] = field(default_factory=deque)
@@ -110,6 +115,10 @@ class Measurer:
     overdue: Chunk | None = None
     """What it was measuring when its deadline had passed."""
     timer: asyncio.TimerHandle | None = None
+    dismissed: bool = False
+    """Whether nothing is to follow from its end."""
+    taking_over: asyncio.Future[None] | None = None
+    """Of one that is to take over: set once it is ready, or to why it is refused."""
 
 
 class Measuring:
@@ -125,14 +134,13 @@ class Measuring:
         launch: Launch = MeasurerProcess.launch,
     ) -> None:
         """``setup`` is what the process is told at its start, see ``startup.measurer_setup``."""
-        self._settings = settings
-        self._setup = setup
         self._events = events
         self._clock = clock
         self._launch = launch
         self._waiting: dict[str, deque[Span]] = {task: deque() for task in setup["tasks"]}
         self._again: list[Chunk] = []
-        self._measurer = Measurer(state="ended")
+        self._measurer = Measurer(settings, setup, state="ended")
+        self._candidate: Measurer | None = None
         self._ids = 0
         self._failed_starts = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,6 +157,54 @@ class Measuring:
     async def start(self) -> None:
         """Start the process; the event ``on_room`` says when it can measure."""
         self._spawn()
+
+    async def prepare(self, settings: PoolSettings, setup: dict[str, Any]) -> None:
+        """Start a process with these beside the present one, and wait until it is ready; then ``switch``.
+
+        Raises:
+            ReloadRefusedError: it did not become ready. Nothing has changed.
+        """
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._candidate = Measurer(settings, setup, taking_over=ready)
+        self._launched(self._candidate)
+        try:
+            await ready
+        finally:
+            if ready.cancelled():
+                self.refuse("nobody waits for it any more")
+
+    @property
+    def prepared(self) -> bool:
+        """Whether a process is ready to take over."""
+        return self._candidate is not None and self._candidate.state == "ready"
+
+    def switch(self) -> None:
+        """The process that is ``prepared`` takes over; what the one before has not answered goes to it."""
+        before, candidate = self._measurer, self._candidate
+        if candidate is None:
+            raise AssertionError("nothing is prepared")
+        self._candidate = candidate.taking_over = None
+        self._measurer = candidate
+        self._failed_starts = 0
+        self.initialized.set()
+        self._again[:0] = [chunk for chunk in before.chunks if chunk.left()]
+        before.chunks.clear()
+        self._drop(before)
+        self._events.on_room()
+
+    def refuse(self, why: str) -> None:
+        """End the process that was to take over, where there is one."""
+        candidate, self._candidate = self._candidate, None
+        if candidate is None:
+            return
+        self._drop(candidate)
+        if candidate.taking_over is not None and not candidate.taking_over.done():
+            candidate.taking_over.set_exception(ReloadRefusedError(why))
+
+    def _drop(self, measurer: Measurer) -> None:
+        measurer.dismissed = True
+        self._cancel_timer(measurer)
+        self._kill(measurer, "dismissed")
 
     @property
     def ready(self) -> bool:
@@ -199,6 +255,7 @@ class Measuring:
     async def stop(self) -> None:
         """End the process, kindly where it is idle, and wait for its end."""
         self._stopping = True
+        self.refuse("the processor is stopping")
         self._wake.set()
         measurer = self._measurer
         self._cancel_timer(measurer)
@@ -215,7 +272,9 @@ class Measuring:
     def kill(self) -> None:
         """End the process at once, without waiting."""
         self._stopping = True
-        self._kill(self._measurer, "stopped")
+        for measurer in (self._measurer, self._candidate):
+            if measurer is not None:
+                self._kill(measurer, "stopped")
 
     # -- chunks
 
@@ -241,7 +300,7 @@ class Measuring:
         measurer.process.write(encode_frame(Kind.MEASURE, head, parts, size))
         measurer.chunks.append(chunk)
         if len(measurer.chunks) == 1:
-            self._allow(measurer, self._settings.batch_timeout_s, "deadline")
+            self._allow(measurer, measurer.settings.batch_timeout_s, "deadline")
 
     def _on_lengths(self, measurer: Measurer, frame: Frame) -> None:
         # The chunk stays with the process until its answer is known to be one.
@@ -250,7 +309,7 @@ class Measuring:
         measurer.answered += 1
         self._cancel_timer(measurer)
         if measurer.chunks:
-            self._allow(measurer, self._settings.batch_timeout_s, "deadline")
+            self._allow(measurer, measurer.settings.batch_timeout_s, "deadline")
         if reasons:
             self._deliver_parts(chunk, lengths, reasons)
         else:
@@ -301,7 +360,7 @@ class Measuring:
                 return [Chunk(chunk.task, [one], late=chunk.late) for span in spans for one in span.singles()], None
         elif spans and max(chunk.late, chunk.deaths) >= DEATHS_UNTIL_AT_FAULT:
             if was_late:
-                seconds = self._settings.batch_timeout_s
+                seconds = measurer.settings.batch_timeout_s
                 message = f"the record was measured for more than {seconds:g} s, and the process was stopped"
                 return [], Failure(Cause.TIMEOUT, "length", "DeadlineExceeded", message)
             message = f"the measuring process died while it measured the record: {cause}"
@@ -311,8 +370,11 @@ class Measuring:
     # -- the process's life
 
     def _spawn(self, *, delay_s: float = 0.0) -> None:
-        self._measurer = Measurer()
-        task = asyncio.get_running_loop().create_task(self._live(self._measurer, delay_s))
+        self._measurer = Measurer(self._measurer.settings, self._measurer.setup)
+        self._launched(self._measurer, delay_s)
+
+    def _launched(self, measurer: Measurer, delay_s: float = 0.0) -> None:
+        task = asyncio.get_running_loop().create_task(self._live(measurer, delay_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -322,7 +384,7 @@ class Measuring:
                 await self._wake.wait()
         code: int | None = None
         try:
-            if not self._stopping:
+            if not self._stopping and not measurer.dismissed:
                 code = await self._run(measurer)
         except OSError as error:
             measurer.start_message = f"the process cannot be started: {error}"
@@ -339,17 +401,17 @@ class Measuring:
 
     async def _run(self, measurer: Measurer) -> int:
         process = await self._launch(
-            self._settings,
+            measurer.settings,
             lambda frame: self._on_frame(measurer, frame),
             lambda why: self._on_garbage(measurer, why),
             lambda: self._on_disconnected(measurer),
         )
         try:
             measurer.process, measurer.pid = process, process.pid
-            if self._stopping:
+            if self._stopping or measurer.dismissed:
                 self._kill(measurer, "stopped")
-            process.write(encode_frame(Kind.SETUP, self._setup))
-            self._allow(measurer, self._settings.initialize_timeout_s, "initialize timed out")
+            process.write(encode_frame(Kind.SETUP, measurer.setup))
+            self._allow(measurer, measurer.settings.initialize_timeout_s, "initialize timed out")
             return await process.wait()
         finally:
             await process.close()
@@ -358,16 +420,20 @@ class Measuring:
         """The process is gone: its chunks are to be measured again, by another."""
         was_starting = measurer.state == "starting"
         measurer.state = "ended"
+        if measurer.dismissed:
+            return
         cause = measurer.kill_message or measurer.kill_reason or describe_exit(code)
         held = list(measurer.chunks)
         measurer.chunks.clear()
-        if was_starting:
+        if measurer is self._candidate:
+            self.refuse(f"its process that measures lengths did not become ready: {measurer.start_message or cause}")
+        elif was_starting:
             self._start_failed(measurer, cause)
         else:
             log.warning("the measuring process (pid %d) ended: %s; starting another", measurer.pid, cause)
             self._restarted("deadline" if measurer.overdue is not None else _cause_label(code))
             # No pause after one that had done work, or lengths would be late for a death that is not of their making.
-            self._spawn(delay_s=0.0 if measurer.answered else self._settings.restart_backoff_ms / 1_000)
+            self._spawn(delay_s=0.0 if measurer.answered else measurer.settings.restart_backoff_ms / 1_000)
         if held:
             fallen, failure = self._fell(held[0], measurer, cause)
             self._again[:0] = [*fallen, *(chunk for chunk in held[1:] if chunk.left())]
@@ -377,14 +443,14 @@ class Measuring:
     def _start_failed(self, measurer: Measurer, cause: str) -> None:
         self._failed_starts += 1
         failures, detail = self._failed_starts, measurer.start_message or cause
-        if measurer.start_hopeless or failures >= self._settings.start_attempts:
+        if measurer.start_hopeless or failures >= measurer.settings.start_attempts:
             times = "" if failures == 1 else f", tried {failures} times in a row"
             message = f"the process that measures lengths did not start{times}: {detail}"
             self._events.on_fatal(WorkerStartError(message, attempts=failures, detail=detail))
             return
         log.warning("the measuring process did not start (attempt %d): %s", failures, detail)
         self._restarted("start_failed")
-        delay_s = min(self._settings.restart_backoff_ms / 1_000 * 2 ** (failures - 1), MAX_RESTART_BACKOFF_S)
+        delay_s = min(measurer.settings.restart_backoff_ms / 1_000 * 2 ** (failures - 1), MAX_RESTART_BACKOFF_S)
         self._spawn(delay_s=delay_s)
 
     def _restarted(self, cause: RestartCause) -> None:
@@ -435,8 +501,11 @@ class Measuring:
             return
         self._cancel_timer(measurer)
         measurer.state = "ready"
-        self._failed_starts = 0
-        self.initialized.set()
+        if measurer.taking_over is not None and not measurer.taking_over.done():
+            measurer.taking_over.set_result(None)
+        else:
+            self._failed_starts = 0
+            self.initialized.set()
         log.info("the measuring process (pid %d) is ready", measurer.pid)
         self._events.on_room()
 

@@ -1,4 +1,4 @@
-"""Supervises the worker processes: starts, feeds, times, replaces and recycles them.
+"""Supervises the worker processes: starts, feeds, times, replaces, recycles and reloads them.
 
 Nothing here blocks; everything happens in the event loop, on the workers' sockets, their ends and timers together.
 A worker has at most one batch running and one queued. Nothing is retried here: a batch that a worker took down with it
@@ -13,10 +13,16 @@ comes back through ``on_failed``, and one that was only queued there comes back 
 A deadline counts while this process runs too: where it was stopped itself (SIGSTOP, a laptop's lid), the time that a
 batch may take begins anew.
 
+A reload is a new *generation* of workers, with settings and code of its own. They are started beside the others, first
+one and then, once it is ready, the rest. When all are ready ``switch`` gives them everything that is submitted from
+then on; the others finish what they have, and end. Where one of the new does not become ready all of them are ended,
+and nothing has changed.
+
 Order: none is promised across workers. At shutdown ``stop`` lets nobody finish: the processor drains first.
 
 Invariants: every batch that was submitted is answered exactly once, by ``on_reply`` or ``on_failed``, unless the pool
-was stopped; a dead worker's queued batch was never executed; recycling begins the new worker before it ends the old.
+was stopped; a dead worker's queued batch was never executed; recycling begins the new worker before it ends the old;
+no batch goes to a worker of a generation after one has gone to the next.
 """
 
 from __future__ import annotations
@@ -31,8 +37,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamproc.errors import InternalError, StreamprocError, WorkerStartError
-from streamproc.records import Batch, Cause, Failure, Status
+from streamproc.errors import InternalError, ReloadRefusedError, StreamprocError, WorkerStartError
+from streamproc.records import FIRST_GENERATION, Batch, Cause, Failure, Status
 from streamproc.runtime.failures import decode_failure, failure_of
 from streamproc.runtime.memory_limits import OutOfMemoryKills, kill_counter
 from streamproc.runtime.wire import (
@@ -102,11 +108,21 @@ class PoolEvents:
     on_fatal: Callable[[StreamprocError], None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """What workers are started with."""
+
+    number: int
+    settings: PoolSettings
+    setup: dict[str, Any]
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """One worker process and what it is doing."""
 
     index: int
+    generation: Generation
     state: str = "starting"
     pid: int = 0
     ready: bool = False
@@ -129,11 +145,23 @@ class Worker:
     replaces: Worker | None = None
     successor: Worker | None = None
     kept_until: float = -math.inf
+    dismissed: bool = False
+    """Whether it was told to end, and nothing is to follow from that."""
 
     @property
     def open(self) -> bool:
         """Whether it may be given batches."""
         return self.ready and self.state in ("ready", "outgoing")
+
+
+@dataclass(slots=True, eq=False)
+class Candidates:
+    """The workers of the next generation, until they take over or are refused."""
+
+    generation: Generation
+    ready: asyncio.Future[None]
+    """Set once all of them are; or to why they are refused."""
+    workers: dict[int, Worker] = field(default_factory=dict)
 
 
 class Pool:
@@ -150,8 +178,9 @@ class Pool:
         kills: OutOfMemoryKills | None = None,
     ) -> None:
         """``launch`` starts a process; ``kills`` are the kernel's for the lack of memory, those of our own group."""
-        self._settings = settings
-        self._setup = setup
+        self._generation = Generation(FIRST_GENERATION, settings, setup)
+        self._candidates: Candidates | None = None
+        self._refused_because = ""
         self._events = events
         self._clock = clock
         self._launch = launch
@@ -167,13 +196,13 @@ class Pool:
         self._wake = asyncio.Event()
         """Ends the pauses before restarts when the pool stops."""
         self.initialized = asyncio.Event()
-        """Set once a worker has initialized the backend."""
+        """Set once a worker has initialized the backend; one that a reload may still refuse does not count."""
 
     # -- what the processor asks
 
     async def start(self) -> None:
         """Start every worker's process; the event ``on_room`` says when one can take batches."""
-        for index in range(self._settings.workers):
+        for index in range(self._generation.settings.workers):
             self._spawn(index)
         for worker in self.workers():
             await worker.launched.wait()
@@ -200,6 +229,7 @@ class Pool:
         if len(worker.batches) >= BATCHES_PER_WORKER:
             raise AssertionError("submitted without room")
         self._send(worker, batch)
+        batch.generation = worker.generation.number
         worker.batches.append(batch)
         if len(worker.batches) == 1:
             self._begin(worker)
@@ -211,6 +241,7 @@ class Pool:
     async def stop(self) -> None:
         """End every worker, kindly where it is idle, and wait for the ends."""
         self._stopping = True
+        self.refuse("the processor is stopping")
         self._wake.set()
         if self._memory_watch is not None:
             self._memory_watch.cancel()
@@ -234,18 +265,115 @@ class Pool:
         for worker in self._alive:
             self._kill(worker, "stopped")
 
+    # -- the next generation
+
+    @property
+    def generation(self) -> int:
+        """The number of the generation that batches are submitted to."""
+        return self._generation.number
+
+    async def prepare(self, settings: PoolSettings, setup: dict[str, Any]) -> None:
+        """Start workers with these beside those that work, and wait until each of them is ready; then ``switch``.
+
+        Raises:
+            ReloadRefusedError: one of them did not become ready. All of them are ended, and nothing has changed.
+        """
+        generation = Generation(self._generation.number + 1, settings, setup)
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._candidates = Candidates(generation, ready)
+        self._start_candidates()
+        try:
+            await ready
+        finally:
+            if ready.cancelled():
+                self.refuse("nobody waits for it any more")
+
+    def switch(self) -> None:
+        """What is submitted from now on goes to the workers that ``prepare`` has made ready; the others finish.
+
+        Raises:
+            ReloadRefusedError: one of them is not ready any more. All of them are ended, and nothing has changed.
+        """
+        candidates = self._candidates
+        if candidates is not None and not self._are_ready(candidates):
+            self.refuse("one of its workers is not ready any more")
+            candidates = None
+        if candidates is None:
+            raise ReloadRefusedError(self._refused_because)
+        self._candidates = None
+        self._generation = candidates.generation
+        outgoing, self._workers = self._workers, candidates.workers
+        self._failed_starts.clear()
+        self.initialized.set()
+        for worker in outgoing.values():
+            self._retire(worker)
+        self._events.on_room()
+
+    def refuse(self, why: str) -> None:
+        """End the workers of the next generation, where there are any."""
+        candidates, self._candidates = self._candidates, None
+        if candidates is None:
+            return
+        self._refused_because = why
+        for worker in candidates.workers.values():
+            self._drop(worker)
+        if not candidates.ready.done():
+            candidates.ready.set_exception(ReloadRefusedError(why))
+
+    def _start_candidates(self) -> None:
+        """Start the first; once it is ready, the others: a version that does not load costs one process."""
+        candidates = self._candidates
+        if candidates is None:
+            return
+        count = candidates.generation.settings.workers
+        for index in range(count if candidates.workers else 1):
+            if index not in candidates.workers:
+                candidates.workers[index] = self._launched(Worker(index, candidates.generation))
+        if self._are_ready(candidates) and not candidates.ready.done():
+            candidates.ready.set_result(None)
+
+    def _is_candidate(self, worker: Worker) -> bool:
+        return self._candidates is not None and self._candidates.workers.get(worker.index) is worker
+
+    @staticmethod
+    def _are_ready(candidates: Candidates) -> bool:
+        workers = candidates.workers.values()
+        return len(workers) == candidates.generation.settings.workers and all(worker.open for worker in workers)
+
+    def _retire(self, worker: Worker) -> None:
+        """It gets no more batches; once it has answered those that it has, it ends."""
+        if (successor := worker.successor) is not None:
+            worker.successor = successor.replaces = None
+            self._drop(successor)
+        if worker.batches:
+            worker.state = "retiring"
+        elif worker.open:
+            worker.state = "retiring"
+            self._dismiss(worker)
+        else:
+            self._drop(worker)
+
+    def _drop(self, worker: Worker) -> None:
+        """End it at once, or before it begins; it has no batches."""
+        worker.dismissed = True
+        self._kill(worker, "dismissed")
+
     # -- one worker's life
 
     def _spawn(self, index: int, *, delay_s: float = 0.0, replaces: Worker | None = None) -> None:
-        worker = Worker(index, replaces=replaces)
-        self._alive.add(worker)
+        worker = Worker(index, self._generation, replaces=replaces)
         if replaces is None:
             self._workers[index] = worker
         else:
             replaces.successor = worker
+        self._launched(worker, delay_s)
+
+    def _launched(self, worker: Worker, delay_s: float = 0.0) -> Worker:
+        self._alive.add(worker)
         task = asyncio.get_running_loop().create_task(self._live(worker, delay_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return worker
 
     async def _live(self, worker: Worker, delay_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -253,7 +381,7 @@ class Pool:
                 await self._wake.wait()
         code: int | None = None
         try:
-            if not self._stopping:
+            if not self._stopping and not worker.dismissed:
                 code = await self._run(worker)
         except OSError as error:
             worker.start_message = f"the process cannot be started: {error}"
@@ -271,8 +399,9 @@ class Pool:
             self._events.on_fatal(InternalError(error, where="the end of a worker"))
 
     async def _run(self, worker: Worker) -> int:
+        settings = worker.generation.settings
         process = await self._launch(
-            self._settings,
+            settings,
             worker.index,
             lambda frame: self._on_frame(worker, frame),
             lambda why: self._on_garbage(worker, why),
@@ -281,10 +410,10 @@ class Pool:
         try:
             worker.process, worker.pid = process, process.pid
             worker.launched.set()
-            if self._stopping:
+            if self._stopping or worker.dismissed:
                 self._kill(worker, "stopped")
-            process.write(encode_frame(Kind.SETUP, {**self._setup, "index": worker.index}))
-            self._allow(worker, self._settings.initialize_timeout_s, "initialize timed out")
+            process.write(encode_frame(Kind.SETUP, {**worker.generation.setup, "index": worker.index}))
+            self._allow(worker, settings.initialize_timeout_s, "initialize timed out")
             return await process.wait()
         finally:
             worker.ready = False
@@ -300,13 +429,15 @@ class Pool:
         current = self._workers.get(worker.index) is worker
         if current:
             del self._workers[worker.index]
-        if worker.kill_reason == "recycled":
+        if worker.dismissed:
             return
         if worker.kill_reason is None and code == -signal.SIGKILL and self._kills.explain(self._clock()):
             worker.kill_reason = "oom"
             worker.kill_message = "the kernel ended it, since its control group ran out of memory"
         cause = worker.kill_message or worker.kill_reason or describe_exit(code)
-        if worker.replaces is not None:
+        if self._is_candidate(worker):
+            self.refuse(f"its worker {worker.index} did not become ready: {worker.start_message or cause}")
+        elif worker.replaces is not None:
             self._keep(worker.replaces, worker.start_message or cause)
         elif was_starting:
             self._start_failed(worker, cause)
@@ -327,25 +458,26 @@ class Pool:
 
     def _backoff_s(self, worker: Worker) -> float:
         """No pause after the death of a worker that had done work; otherwise the pause of a failed start."""
-        return 0.0 if worker.batches_done else self._settings.restart_backoff_ms / 1_000
+        return 0.0 if worker.batches_done else worker.generation.settings.restart_backoff_ms / 1_000
 
     def _start_failed(self, worker: Worker, cause: str) -> None:
+        settings = worker.generation.settings
         failures = self._failed_starts.get(worker.index, 0) + 1
         self._failed_starts[worker.index] = failures
         detail = worker.start_message or cause
-        if worker.start_hopeless or failures >= self._settings.start_attempts:
+        if worker.start_hopeless or failures >= settings.start_attempts:
             times = "" if failures == 1 else f", tried {failures} times in a row"
             message = f"worker {worker.index} did not start{times}: {detail}"
             self._events.on_fatal(WorkerStartError(message, attempts=failures, detail=detail))
             return
         log.warning("worker %d did not start (attempt %d): %s", worker.index, failures, detail)
         self._events.on_restart("start_failed")
-        delay = min(self._settings.restart_backoff_ms / 1_000 * 2 ** (failures - 1), MAX_RESTART_BACKOFF_S)
+        delay = min(settings.restart_backoff_ms / 1_000 * 2 ** (failures - 1), MAX_RESTART_BACKOFF_S)
         self._spawn(worker.index, delay_s=delay)
 
     def _death(self, worker: Worker, cause: str) -> Failure:
         if worker.kill_reason == "deadline":
-            seconds = self._settings.batch_timeout_s
+            seconds = worker.generation.settings.batch_timeout_s
             message = f"the batch computed for more than {seconds:g} s and was stopped"
             return Failure(Cause.TIMEOUT, "worker", "DeadlineExceeded", message)
         message = f"the worker process died while it ran the batch: {cause}"
@@ -386,7 +518,7 @@ class Pool:
 
     def _check_memory(self, worker: Worker) -> bool:
         """Kill it where it holds more than it may; whether it did."""
-        limit_mb = self._settings.max_worker_memory_mb
+        limit_mb = worker.generation.settings.max_worker_memory_mb
         if limit_mb is None or worker.process is None:
             return False
         worker.rss_bytes = worker.process.resident_bytes() or worker.rss_bytes
@@ -409,7 +541,7 @@ class Pool:
         process = worker.process
         if process is None:
             raise AssertionError("submitted to a worker without a process")
-        if size >= self._settings.shared_memory_threshold_bytes:
+        if size >= worker.generation.settings.shared_memory_threshold_bytes:
             slot = worker.sent % BATCHES_PER_WORKER
             worker.sent += 1
             process.segments[slot].write(parts, size)
@@ -421,8 +553,9 @@ class Pool:
         """The worker's first batch runs from now on; its deadline with it."""
         worker.running_since = self._clock()
         worker.model_bytes = max(worker.model_bytes, worker.batches[0].model_bytes)
-        self._allow(worker, self._settings.batch_timeout_s, "deadline")
-        if self._memory_watch is None and self._settings.max_worker_memory_mb is not None:
+        settings = worker.generation.settings
+        self._allow(worker, settings.batch_timeout_s, "deadline")
+        if self._memory_watch is None and settings.max_worker_memory_mb is not None:
             self._memory_watch = asyncio.get_running_loop().call_later(WATCH_MEMORY_EVERY_S, self._watch_memory)
 
     def _on_garbage(self, worker: Worker, why: str) -> None:
@@ -472,15 +605,22 @@ class Pool:
             worker.start_hopeless = True
             return
         if worker.state == "starting":
-            self._cancel_timer(worker)
+            if not self._is_candidate(worker):
+                self._cancel_timer(worker)
+                self._failed_starts.pop(worker.index, None)
+                self.initialized.set()
             worker.initialize_s = _number(frame.head, "initialize_s")
             worker.state = "ready"
-            self._failed_starts.pop(worker.index, None)
-            self.initialized.set()
             log.info("worker %d (pid %d) initialized in %.3f s", worker.index, worker.pid, worker.initialize_s)
-        worker.ready = frame.kind is Kind.READY
+        was_ready, worker.ready = worker.ready, frame.kind is Kind.READY
         if worker.ready and worker.replaces is not None:
             self._replace(worker.replaces, worker)
+        if worker.ready and self._is_candidate(worker):
+            # Until now it had as long as it may take to initialize: nobody else would end the wait for its backend.
+            self._cancel_timer(worker)
+            self._start_candidates()
+        elif was_ready and self._is_candidate(worker):
+            self.refuse(f"its worker {worker.index} was ready, and is so no more")
         if not worker.ready:
             log.warning("worker %d: the backend says that it is not ready", worker.index)
         self._events.on_room()
@@ -501,8 +641,8 @@ class Pool:
     # -- recycling
 
     def _consider_recycling(self, worker: Worker) -> None:
-        limits = self._settings.recycle
-        if self._clock() < worker.kept_until:
+        limits = worker.generation.settings.recycle
+        if self._clock() < worker.kept_until or self._candidates is not None:
             return
         if limits.max_rss_mb is not None:
             worker.rss_bytes = (worker.process and worker.process.resident_bytes()) or worker.rss_bytes
@@ -532,10 +672,10 @@ class Pool:
         old.kept_until = self._clock() + RECYCLE_AGAIN_AFTER_S
 
     def _dismiss(self, worker: Worker) -> None:
-        worker.kill_reason = "recycled"
+        worker.dismissed = True
         if worker.process is not None:
             worker.process.write(encode_frame(Kind.STOP, {}))
-        worker.timer = asyncio.get_running_loop().call_later(EXIT_GRACE_S, self._kill, worker, "recycled")
+        worker.timer = asyncio.get_running_loop().call_later(EXIT_GRACE_S, self._kill, worker, "dismissed")
 
 
 def _answer(worker: Worker, frame: Frame) -> Reply | Failure:

@@ -25,10 +25,10 @@ from typing import Any
 import psutil
 
 from streamproc.broker.interface import Connections
-from streamproc.errors import BrokerError, InternalError, StreamprocError
+from streamproc.errors import BrokerError, InternalError, ReloadRefusedError, StreamprocError
 from streamproc.observe.health import Health
 from streamproc.observe.metrics import Metrics
-from streamproc.observe.status import CircuitStatus, ProcessorStatus
+from streamproc.observe.status import CircuitStatus, ProcessorStatus, ReloadStatus
 from streamproc.records import Batch, Failure
 from streamproc.runtime.batch_plan import BatchPlan
 from streamproc.runtime.fairness import Fairness, candidates
@@ -100,6 +100,9 @@ class Processor:
         self._ticking: asyncio.Task[None] | None = None
         self._draining = False
         self._stopped = False
+        self.reloading = False
+        """Whether a reload is under way."""
+        self.last_reload: ReloadStatus | None = None
         self.pool = Pool(
             settings.pool,
             dict(setup),
@@ -192,6 +195,9 @@ class Processor:
         if self._stopped:
             return
         self._stopped = True
+        self.pool.refuse("the processor is stopping")
+        if self.measuring is not None:
+            self.measuring.refuse("the processor is stopping")
         if self._failure is None:
             await self._drain()
         self._draining = True
@@ -203,6 +209,58 @@ class Processor:
             await asyncio.gather(self._ticking, return_exceptions=True)
         if not self._ended.done():
             self._ended.set_result(None)
+
+    @property
+    def too_busy_to_reload(self) -> str | None:
+        """Why it can take no other version now; None where it can."""
+        if self.stopping:
+            return "the processor is stopping"
+        return None if self._launched else "the processor is starting, with what the settings say now"
+
+    async def reload(
+        self, settings: Settings, setup: Mapping[str, Any], plans: Mapping[str, BatchPlan] | None = None
+    ) -> None:
+        """Start new workers with these, and once all are ready go on with them alone, by these settings.
+
+        Only settings that ``reload`` lets change may differ from the present ones.
+
+        Raises:
+            ReloadRefusedError: they did not become ready, or the processor stops; nothing has changed.
+        """
+        measuring, measured = self.measuring, measurer_setup(settings, setup)
+        try:
+            if measuring is not None and measured is not None:
+                await measuring.prepare(settings.pool, measured)
+            await self.pool.prepare(settings.pool, dict(setup))
+            # From here to the end nothing else happens in the event loop: one moment for everything.
+            self._switch_processes()
+        except BaseException:
+            self.pool.refuse("it was refused")
+            if measuring is not None:
+                measuring.refuse("it was refused")
+            raise
+        try:
+            for index in range(settings.pool.workers, self.settings.pool.workers):
+                self.metrics.forget_worker(index)
+            self.settings = settings
+            for name, task in self.tasks.items():
+                plan = plans[name] if plans is not None else BatchPlan(settings.tasks[name].batch)
+                task.reload(settings, plan, self.pool.generation)
+            self._inspector.reload()
+        except Exception as error:
+            failure = InternalError(error, where="a reload")
+            self._on_fatal(failure)
+            raise failure from error
+
+    def _switch_processes(self) -> None:
+        """The new processes take over. Raises ReloadRefusedError where some of them cannot; then none has."""
+        if self.stopping:
+            raise ReloadRefusedError("the processor is stopping")
+        if self.measuring is not None and not self.measuring.prepared:
+            raise ReloadRefusedError("its process that measures lengths has ended")
+        self.pool.switch()
+        if self.measuring is not None:
+            self.measuring.switch()
 
     def kill(self) -> None:
         """End the workers at once, for an exit that does not wait."""

@@ -165,6 +165,11 @@ class Source:
         self._consumer.resume(*partitions)
         self.assigned(partitions)
 
+    def reload(self, room: Room) -> None:
+        """Read by other limits, from the next poll on."""
+        self._room = room
+        room.divide(len(self._assigned))
+
     def relieved(self) -> None:
         """Something was settled: begin reading again if that made room enough."""
         if self.paused and not self._stopped and self._room.eased(*self._outstanding()):

@@ -44,6 +44,7 @@ from streamproc.errors import (
 from streamproc.observe.metric_table import ProducerOutput, RequestOutcome
 from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
+    FIRST_GENERATION,
     Batch,
     BatchReport,
     Cause,
@@ -84,7 +85,7 @@ RETRY_AFTER_S = 5
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestLane:
     """What asks for workers beside a task: its requests, where they batch apart from Kafka's records."""
 
@@ -136,7 +137,9 @@ class TaskStream:
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
         self._measuring = measuring
         self.plan = plan
-        self.batcher, self.lanes = self._make_lanes(next_id)
+        self._next_id, self._rng = next_id, rng
+        self._generation, self._versions = FIRST_GENERATION, {FIRST_GENERATION: settings.backend.version}
+        self.batcher, self.lanes = self._make_lanes()
         self.requests = Requests(
             self.topics.inputs[0],
             settings.http.predict,
@@ -144,16 +147,14 @@ class TaskStream:
             clock=clock,
             wall_clock=wall_clock,
         )
-        self._next_id = next_id
         self.ledger = Ledger()
         self._isolation = Isolation(self._settings.on_error, next_id, rng)
         self.circuit = Circuit(self._settings.on_error.circuit)
         # A transaction holds an unbroken run of every partition, since it commits one offset for it.
         self._sequencer = make_sequencer("partition" if self._transactions else self._settings.ordering)
-        limits = self._settings.limits
         self.source = Source(
             self.consumer,
-            Room(limits.max_in_flight_records, limits.max_in_flight_bytes),
+            self._make_room(),
             lambda: (self.ledger.outstanding_records, self.ledger.in_flight_bytes),
             self.ledger.loads,
             on_records=self._on_records,
@@ -192,9 +193,13 @@ class TaskStream:
         """The batch that was executed last, and its time in the worker, in milliseconds."""
         self._late = 0
 
-    def _make_lanes(self, next_id: Callable[[], int]) -> tuple[Batcher, tuple[TaskStream | RequestLane, ...]]:
+    def _make_room(self) -> Room:
+        limits = self._settings.limits
+        return Room(limits.max_in_flight_records, limits.max_in_flight_bytes)
+
+    def _make_lanes(self) -> tuple[Batcher, tuple[TaskStream | RequestLane, ...]]:
         """The batcher, and what asks for workers, each by a batcher of its own; that of the last has the requests."""
-        plan, cost = self.plan, self.plan.make_cost()
+        plan, cost, next_id = self.plan, self.plan.make_cost(), self._next_id
 
         def made(account: str) -> Batcher:
             budget_bytes = plan.memory_budget_bytes
@@ -219,6 +224,32 @@ class TaskStream:
             client_id=client_id, compression=compression, transactional_id=transactional_id
         )
         return producer, producer
+
+    # -- another version
+
+    def reload(self, settings: Settings, plan: BatchPlan, generation: int) -> None:
+        """Go on by other settings, as far as they may differ (``reload``), with workers of this generation.
+
+        What is in flight stays where it is. What was learnt of the old version, its costs and failures, is forgotten;
+        a circuit that these have opened closes, one that was opened by hand does not.
+        """
+        self._application, self._settings = settings, settings.tasks[self.name]
+        self._generation = generation
+        self._versions[generation] = settings.backend.version
+        self.plan = plan
+        batcher, lanes = self._make_lanes()
+        batcher.take_over(self.batcher)
+        self.batcher = batcher
+        for lane, made in zip(self.lanes[1:], lanes[1:], strict=True):
+            made.batcher.take_over(lane.batcher)
+            lane.batcher = made.batcher
+        self._isolation = Isolation(self._settings.on_error, self._next_id, self._rng)
+        self._verdicts.reload(self._settings.on_error)
+        self.source.reload(self._make_room())
+        if self.circuit.is_open and not self.circuit.by_hand:
+            self.close_circuit("with the reload")
+        self.circuit.reload(self._settings.on_error.circuit)
+        self._on_work()
 
     # -- start and stop
 
@@ -376,6 +407,10 @@ class TaskStream:
             batcher.add(span.part(start, len(span.records)))
         self._fail_unexecuted([(span.part(index, index + 1), [failure]) for index, failure in refused], "oversized")
 
+    def _is_of_now(self, batch: Batch) -> bool:
+        """Whether the version ran it that works now: another's costs say nothing of this one's."""
+        return batch.generation == self._generation
+
     def _batcher_of(self, batch: Batch) -> Batcher:
         """The one that a batch is from."""
         return self.batcher if batch.account == self.name else self.lanes[-1].batcher
@@ -449,8 +484,9 @@ class TaskStream:
             batch, reply.worker, orjson.dumps(reply.metrics) if wanted else b"", attempts=batch.attempt
         )
         self.last = (report, reply.wall_ms)
-        self._batcher_of(batch).ran(batch, reply.wall_ms)
-        self._observe_memory(reply)
+        if self._is_of_now(batch):
+            self._batcher_of(batch).ran(batch, reply.wall_ms)
+            self._observe_memory(reply)
         if batch.predicted_ms:
             metrics.time_over_predicted.observe(reply.wall_ms / batch.predicted_ms)
         results = reply.statuses.count(Status.RESULT)
@@ -483,7 +519,7 @@ class TaskStream:
 
     def _on_out_of_memory(self, batch: Batch) -> None:
         self._metrics.out_of_memory.inc()
-        most = self._batcher_of(batch).out_of_memory(batch)
+        most = self._batcher_of(batch).out_of_memory(batch) if self._is_of_now(batch) else None
         if most is not None:
             padded = "" if batch.longest is None else f" padded to {batch.longest}"
             log.warning(
@@ -514,7 +550,7 @@ class TaskStream:
         elif isinstance(decision, Split):
             self._queue_again(*decision.parts)
         else:
-            if failure.cause is Cause.OOM:
+            if failure.cause is Cause.OOM and self._is_of_now(batch):
                 self._batcher_of(batch).forgive(batch)
             self._give_up(batch, failure, worker)
 
@@ -567,7 +603,7 @@ class TaskStream:
                 wall_ms=0.0 if reply is None else reply.wall_ms,
                 peak_bytes=None if reply is None else reply.peak_bytes,
                 ended_at_ms=int(self._wall_clock() * 1_000),
-                version=self._application.backend.version,
+                version=self._versions[report.batch.generation or self._generation],
             ),
         )
 

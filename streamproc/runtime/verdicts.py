@@ -68,8 +68,7 @@ class Verdicts:
     ) -> None:
         """``topic`` is that of the dead letters; ``on_stop`` is told where the settings say to stop."""
         self._task = task
-        self._settings = settings
-        self._policies = {cause: settings.policy(cause) for cause in Cause}
+        self.reload(settings)
         self._topic = topic
         self._metrics = metrics
         self._counts = counts
@@ -78,6 +77,11 @@ class Verdicts:
         self._last: tuple[Failure, TopicPartition, Record] | None = None
         self._quiet_until = -math.inf
         self._given_up: dict[tuple[str, str, str], GivenUp] = {}
+
+    def reload(self, settings: ErrorSettings) -> None:
+        """Go by another policy."""
+        self._settings = settings
+        self._policies = {cause: settings.policy(cause) for cause in Cause}
 
     def judge(self, outcome: Outcome) -> Outcome | None:
         """The outcome with what the policy says of each failed record, by its cause; None where it says stop."""

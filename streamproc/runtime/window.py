@@ -72,6 +72,9 @@ class Window(Protocol):
     def take_overtaken(self) -> list[Span]:
         """Give out overtaken records, oldest first, as many as a batch may hold; there must be some."""
 
+    def overtake(self) -> None:
+        """Take all that waits for overtaken, where records may overtake others."""
+
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the records of these leases, or all of them."""
 
@@ -112,6 +115,10 @@ class Arrivals:
         self.size += held.left
         self.size_bytes += span.size_bytes
         return held
+
+    def overtake(self) -> None:
+        """Take all that waits for overtaken."""
+        self.reached = self._next
 
     @property
     def opened_at(self) -> float | None:

@@ -179,6 +179,10 @@ class BucketedWindow:
         self._leave(lambda entry: entry[0] in gone)
         return self._arrivals.take(batch)
 
+    def overtake(self) -> None:
+        """All that waits is overtaken."""
+        self._arrivals.overtake()
+
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the records of these leases, or all of them."""
         return self._arrivals.release(self._leave(lambda entry: leases is None or entry[1].span.lease in leases))

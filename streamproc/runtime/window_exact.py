@@ -108,6 +108,10 @@ class ExactWindow:
         self._move_up()
         return self._arrivals.take(batch)
 
+    def overtake(self) -> None:
+        """All that waits is overtaken."""
+        self._arrivals.overtake()
+
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the records of these leases, or all of them."""
         waiting: list[Entry] = [(-negated, held) for _, negated, held in self._sorted]

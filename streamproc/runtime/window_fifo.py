@@ -99,6 +99,9 @@ class FifoWindow:
         """Never to be called."""
         raise AssertionError("in order of arrival nobody is overtaken")
 
+    def overtake(self) -> None:
+        """Nobody is overtaken here, nor was before."""
+
     def discard(self, leases: set[Lease] | None) -> list[Span]:
         """Give back the waiting spans of these leases, or all of them."""
         gone = [span for span in self._spans if leases is None or span.lease in leases]

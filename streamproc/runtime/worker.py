@@ -454,12 +454,13 @@ class Worker:
 
 
 def _warm_up(task: str, runner: Callable[[list[dict[str, Any]]], Any], records: list[dict[str, Any]]) -> None:
+    where = f"the warm-up of task {task} on {len(records)} sample records failed"
     try:
-        runner(records)
+        count = len(list(runner(records)))
     except Exception as error:
-        raise BackendError(
-            f"the warm-up of task {task} on {len(records)} sample records failed: {text_of(error)}"
-        ) from error
+        raise BackendError(f"{where}: {text_of(error)}") from error
+    if count != len(records):
+        raise BackendError(f"{where}: the backend answered {count} outputs; return one per record")
 
 
 def main() -> None:

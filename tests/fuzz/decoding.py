@@ -33,12 +33,23 @@ import orjson
 from streamproc import InferenceBackend, RecordError
 from streamproc.broker.producer import _Builder
 from streamproc.observe.logs import JsonFormatter
-from streamproc.records import Batch, BatchReport, Cause, Failure, Record, Span, Status, TopicPartition, value_sizes
+from streamproc.records import (
+    FIRST_GENERATION,
+    Batch,
+    BatchReport,
+    Cause,
+    Failure,
+    Record,
+    Span,
+    Status,
+    TopicPartition,
+    value_sizes,
+)
 from streamproc.runtime.codec import MAX_MESSAGE_CHARS, decode
 from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
 from streamproc.runtime.failures import decode_failure
 from streamproc.runtime.isolation import Isolation, Retry, Split
-from streamproc.runtime.pool import Reply, _answer
+from streamproc.runtime.pool import Generation, Reply, _answer
 from streamproc.runtime.pool import Worker as PoolWorker
 from streamproc.runtime.wire import (
     BATCHES_PER_WORKER,
@@ -521,7 +532,7 @@ def _run(runner: TaskRunner, asked: Batch) -> Reply | Failure:
     assert (len(frames), whys) == (1, []), "not one answer"
     process = WorkerProcess(PoolSettings(), frames.append, whys.append, lambda: None)
     process.segments = _SEGMENTS
-    seen_by_pool = PoolWorker(0, process=process)
+    seen_by_pool = PoolWorker(0, Generation(FIRST_GENERATION, PoolSettings(), {}), process=process)
     seen_by_pool.batches.append(asked)
     return _answer(seen_by_pool, frames[0])
 

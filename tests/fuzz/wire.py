@@ -250,7 +250,7 @@ class _Pool(Pool):
         )
         settings = PoolSettings(shared_memory_threshold_bytes=THRESHOLD_BYTES)
         super().__init__(settings, {}, events, lambda: 0.0)
-        worker = self.worker = Worker(0, state="ready", ready=True, pid=-1)
+        worker = self.worker = Worker(0, self._generation, state="ready", ready=True, pid=-1)
         self.process = worker.process = _Process(
             settings,
             lambda frame: self._on_frame(worker, frame),
@@ -364,7 +364,7 @@ class _Measuring(Measuring):
             seen.fatal.append,
         )
         super().__init__(PoolSettings(), {"tasks": {"main": {}}}, events, lambda: 0.0)
-        measurer = self._measurer = Measurer(state="ready")
+        measurer = self._measurer = Measurer(PoolSettings(), {}, state="ready")
         self.process = measurer.process = _Process(
             PoolSettings(shared_memory_threshold_bytes=THRESHOLD_BYTES),
             lambda frame: self._on_frame(measurer, frame),

@@ -79,6 +79,7 @@ class FakeProcess(WorkerProcess):
     def __init__(self, loop: ManualLoop, number: int, settings: PoolSettings, index: int, *callbacks: Any) -> None:
         super().__init__(settings, *callbacks)
         self.index = index
+        self.settings = settings
         self.number = number
         self.loop = loop
         self.held: deque[int] = deque()

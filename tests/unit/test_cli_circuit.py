@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 
 from streamproc.cli import root
 from streamproc.observe.status import CircuitStatus
+from tests.support.sidecars import answering, write_settings
 
 Streamproc = Callable[..., tuple[int, str, str]]
 CLOSED = CircuitStatus(bad=3, decided=1_200, openings=2).model_dump(mode="json")
@@ -37,44 +35,6 @@ def streamproc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         return caught.value.code, out, err
 
     return run
-
-
-def write_settings(port: int, **http: Any) -> None:
-    told = {
-        "name": "app",
-        "backend": {"path": "inference:Backend"},
-        "tasks": {"text": {"input": {"topics": ["in"]}}},
-        "http": {"port": port, **http},
-    }
-    Path("streamproc.yaml").write_text(json.dumps(told))
-
-
-@contextlib.contextmanager
-def answering(answers: dict[str, tuple[int, bytes]]) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """A server with these answers by path: its port, and the requests that came, each with its content type."""
-    asked: list[tuple[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            asked.append((f"{self.command} {self.path}", self.headers.get("Content-Type", "")))
-            status, body = answers.get(self.path, (404, b'{"detail":"Not Found"}'))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST = answer  # noqa: N815 - the names that http.server looks for
-
-        def log_message(self, *_: object) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port, asked
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def status_of(**circuits: dict[str, Any]) -> tuple[int, bytes]:

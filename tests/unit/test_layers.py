@@ -52,7 +52,7 @@ STAGES = {
     "ledger",
     "requests",
 }
-WIRING = {"task_stream", "processor", "inspection", "app"}
+WIRING = {"task_stream", "processor", "inspection", "reload", "app"}
 
 
 def part_of(module: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,17 @@ def test_a_backend_that_fails_to_start_raises_our_error_whichever_library_it_is_
         loader.load(input_format="numpy")
     with pytest.raises(ValidationError):
         loader.load(input_format="parquet")
+
+
+def test_a_file_that_was_written_within_the_same_second_is_run_anew(tmp_path: Path) -> None:
+    file = tmp_path / "quick_.py"
+    for version in (1, 2):
+        file.write_text(
+            "from streamproc.backend import InferenceBackend\n"
+            f"class Backend(InferenceBackend):\n    version = {version}\n    def execute(self, inputs): return inputs\n"
+        )
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+        assert LocalLoader("quick_:Backend", base_dir=tmp_path).load().version == version
 
 
 def test_dots_are_folders_and_siblings_of_both_kinds_can_be_imported(tmp_path: Path) -> None:

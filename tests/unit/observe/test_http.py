@@ -15,13 +15,13 @@ import pytest
 import uvloop
 from fastapi import FastAPI
 
-from streamproc.errors import PortTakenError, SettingsError
+from streamproc.errors import PortTakenError, ReloadBusyError, ReloadRefusedError, SettingsError
 from streamproc.observe.health import Health
 from streamproc.observe.http import create_app
 from streamproc.observe.metrics import Metrics
 from streamproc.observe.prediction import PredictRequest
 from streamproc.observe.server import Sidecar
-from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus
+from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus, ReloadStatus
 from streamproc.settings import HttpSettings
 
 CIRCUIT = "/tasks/text/circuit"
@@ -69,8 +69,8 @@ class BrokenView(StubView):
         raise RuntimeError("a bug")
 
 
-def an_app(view: StubView | None = None, metrics: Metrics | None = None) -> FastAPI:
-    return create_app(view or StubView(), metrics or Metrics(), HttpSettings())
+def an_app(view: StubView | None = None, metrics: Metrics | None = None, **options: Any) -> FastAPI:
+    return create_app(view or StubView(), metrics or Metrics(), HttpSettings(), **options)
 
 
 def ask(
@@ -275,6 +275,63 @@ def test_without_a_token_what_is_sent_as_one_opens_nothing() -> None:
 
 def test_a_circuit_is_not_changed_by_looking_at_it() -> None:
     assert ask(an_app(), f"{CIRCUIT}/open").status_code == 405
+
+
+class Reloads:
+    """What a reload answers, and how often it was asked for."""
+
+    def __init__(self, refusal: ReloadRefusedError | None = None) -> None:
+        self.refusal = refusal
+        self.asked = 0
+
+    async def __call__(self) -> ReloadStatus:
+        self.asked += 1
+        if self.refusal is not None:
+            raise self.refusal
+        assert EXAMPLE.last_reload is not None
+        return EXAMPLE.last_reload
+
+
+def post_reload(reloads: Reloads, *, client_address: str = "127.0.0.1", **headers: str) -> httpx.Response:
+    headers = {"content-type": "application/json", **headers}
+    return ask(an_app(reload=reloads), "/reload", "POST", client_address=client_address, **headers)
+
+
+def test_a_reload_answers_with_what_is_in_force() -> None:
+    reloads = Reloads()
+    answer = post_reload(reloads)
+    assert (answer.status_code, answer.json()["backend_version"], answer.json()["generation"]) == (200, "2024-05", 2)
+    assert reloads.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status"), [(ReloadRefusedError("no module torhc"), 422), (ReloadBusyError("another one"), 409)]
+)
+def test_a_reload_that_is_refused_says_why(refusal: ReloadRefusedError, status: int) -> None:
+    answer = post_reload(Reloads(refusal))
+    assert (answer.status_code, answer.json()) == (status, {"detail": str(refusal)})
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"client_address": "10.0.0.7"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"content-type": "text/plain"}, 415),
+    ],
+)
+def test_only_this_machine_reloads_and_no_page_in_a_browser(options: dict[str, Any], status: int) -> None:
+    reloads = Reloads()
+    answer = post_reload(reloads, **options)
+    assert (answer.status_code, reloads.asked) == (status, 0)
+    assert "reload" in answer.json()["detail"] or status == 415
+
+
+def test_reloads_are_documented_where_there_are_any() -> None:
+    assert "/reload" not in ask(an_app(), "/openapi.json").json()["paths"]
+    operation = ask(an_app(reload=Reloads()), "/openapi.json").json()["paths"]["/reload"]["post"]
+    for status in ("200", "403", "409", "415", "422"):
+        assert operation["responses"][status]["content"]["application/json"]["example"]
 
 
 def test_requests_are_logged_without_the_polled_ones_and_without_their_query(caplog: pytest.LogCaptureFixture) -> None:

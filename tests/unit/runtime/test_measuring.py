@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from array import array
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamproc.errors import WorkerStartError
+from streamproc.errors import ReloadRefusedError, WorkerStartError
 from streamproc.records import NULL_SIZE, Cause, Failure, Lease, Span
 from streamproc.runtime.measuring import CHUNKS_IN_PROCESS, MAX_CHUNK_BYTES
 from streamproc.runtime.wire import (
@@ -330,6 +331,73 @@ def test_what_is_discarded_is_not_measured_again_after_a_death(ready: Bench) -> 
     assert not ready.process.asked
 
 
+# -- reloads
+
+
+def prepare(bench: Bench, **settings: Any) -> asyncio.Task[None]:
+    """Begin a reload."""
+    setup: dict[str, Any] = {"tasks": {"text": {}, "image": {}}}
+    preparing = bench.loop.create_task(bench.measuring.prepare(bench.settings.model_copy(update=settings), setup))
+    bench.loop.settle()
+    return preparing
+
+
+def test_a_reload_has_what_the_old_process_did_not_answer_measured_by_the_new_one(ready: Bench) -> None:
+    old = ready.process
+    for first in range(3):
+        ready.add(span(lease(), first, 1, value=b"x" * (first + 1)))
+    assert len(old.held) == CHUNKS_IN_PROCESS
+    preparing = prepare(ready)
+    old.answer()
+    assert ready.lengths() == [[1]]
+    new = ready.process
+    assert new is not old
+    new.become_ready()
+    preparing.result()
+    assert len(old.held) == CHUNKS_IN_PROCESS, "the old one goes on until the switch"
+    ready.loop.do(ready.measuring.switch)
+    assert old.killed
+    while new.held:
+        new.answer()
+    assert ready.lengths() == [[1], [2], [3]]
+    old.answer()
+    old.end()
+    ready.loop.advance(60)
+    assert ready.lengths() == [[1], [2], [3]], "what it still says counts for nothing"
+    assert (len(ready.processes), ready.restarts, ready.fatal) == (2, [], [])
+
+
+def test_a_new_measuring_process_that_does_not_start_is_refused_and_the_old_one_stays(ready: Bench) -> None:
+    old, preparing = ready.process, prepare(ready)
+    ready.process.say(Kind.START_FAILED, message="no tokenizer", final=True)
+    ready.process.end(1)
+    with pytest.raises(ReloadRefusedError, match="measures lengths did not become ready: no tokenizer"):
+        preparing.result()
+    assert not ready.measuring.prepared
+    ready.add(span(lease(), 0, 1, value=b"abc"))
+    old.answer()
+    assert (ready.lengths(), ready.restarts, ready.fatal) == ([[3]], [], [])
+
+
+def test_a_new_measuring_process_that_dies_or_is_too_slow_is_not_prepared(ready: Bench) -> None:
+    preparing = prepare(ready)
+    ready.process.become_ready()
+    preparing.result()
+    assert ready.measuring.prepared
+    ready.process.end()
+    assert not ready.measuring.prepared
+    preparing = prepare(ready, initialize_timeout_s=5)
+    ready.loop.advance(5.1)
+    assert ready.process.killed
+    ready.process.end()
+    with pytest.raises(ReloadRefusedError, match="it took more than 5 s"):
+        preparing.result()
+    preparing = prepare(ready)
+    ready.stop()
+    with pytest.raises(ReloadRefusedError, match="stopping"):
+        preparing.result()
+
+
 class AnyInterleaving(RuleBasedStateMachine):
     """Whatever is added, answered, dies, hangs, babbles and is revoked: nothing is lost, and nothing comes twice."""
 
@@ -390,6 +458,17 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.bench.process.end()
 
     @precondition(lambda self: self.bench.process.alive and not self.bench.process.killed)
+    @rule()
+    def reload(self) -> None:
+        preparing = prepare(self.bench)
+        self.bench.process.become_ready()
+        preparing.result()
+        self.bench.loop.do(self.bench.measuring.switch)
+        for process in self.bench.processes[:-1]:
+            if process.alive:
+                assert process.killed
+                process.end()
+
     @rule(data=st.sampled_from([b"garbage, of more than a header", encode_frame(Kind.REPLY, {"id": 1})]))
     def babble(self, data: bytes) -> None:
         self.bench.process.send(data)

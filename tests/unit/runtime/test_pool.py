@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +13,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamproc.errors import WorkerStartError
+from streamproc.errors import ReloadRefusedError, WorkerStartError
 from streamproc.records import Batch, Cause
 from streamproc.runtime.memory_limits import OutOfMemoryKills
 from streamproc.runtime.pool import STOPPED_FOR_S, WATCH_MEMORY_EVERY_S
 from streamproc.runtime.wire import BATCHES_PER_WORKER, Kind, Segment, encode_frame
+from streamproc.settings import PoolSettings
 from tests.support.fake_workers import FakeProcess, Stage
 from tests.support.spans import batch, lease, span
 
@@ -242,6 +244,186 @@ def test_a_kill_that_was_noted_long_ago_explains_nothing(stage: Callable[..., St
     assert [failure.cause for _, failure, _, _ in it.failures] == [Cause.CRASH]
 
 
+def prepare(it: Stage, **settings: Any) -> asyncio.Task[None]:
+    """Begin a reload with these settings; what it has been told to start is started."""
+    new = PoolSettings.model_validate({"batch_timeout_s": TIMEOUT_S, "start_attempts": 1_000, **settings})
+    preparing = it.loop.create_task(it.pool.prepare(new, {}))
+    it.loop.settle()
+    return preparing
+
+
+def test_a_reload_gives_the_new_workers_everything_once_all_are_ready_and_the_old_ones_finish(
+    stage: Callable[..., Stage],
+) -> None:
+    it = stage(workers=2)
+    pool = it.open()
+    old = list(it.processes)
+    for worker in old:
+        worker.become_ready()
+    for number in (1, 2, 3):
+        it.submit(make(number))
+    preparing = prepare(it, workers=2)
+    assert len(it.processes) == 3, "one goes ahead: a version that does not load costs one process"
+    first = it.processes[2]
+    first.become_ready()
+    assert len(it.processes) == 4
+    assert not preparing.done()
+    it.submit(make(4))
+    assert sorted(number for worker in old for number in worker.held) == [1, 2, 3, 4]
+    it.processes[3].become_ready()
+    assert preparing.done()
+    it.loop.do(pool.switch)
+    assert (pool.generation, pool.idle(), pool.room()) == (2, 2, 4)
+    fifth = make(5)
+    it.submit(fifth)
+    assert (fifth.generation, sum(len(worker.held) for worker in it.processes[2:])) == (2, 1)
+    for worker in old:
+        assert not worker.told_to_stop
+        while worker.held:
+            worker.answer()
+        assert worker.told_to_stop
+        assert not worker.killed
+        worker.end(0)
+    assert sorted(it.replies) == [1, 2, 3, 4]
+    assert (it.failures, it.restarts) == ([], []), "a reload is no restart"
+
+
+def test_a_version_that_does_not_start_is_refused_with_its_reason_and_nothing_changes(
+    stage: Callable[..., Stage],
+) -> None:
+    it = stage(workers=2)
+    pool = it.open()
+    for worker in list(it.processes):
+        worker.become_ready()
+    preparing = prepare(it, workers=2)
+    it.processes[2].say(Kind.START_FAILED, message="no module named torhc", final=True)
+    it.processes[2].end(1)
+    with pytest.raises(ReloadRefusedError, match="its worker 0 did not become ready: no module named torhc"):
+        preparing.result()
+    assert len(it.processes) == 3, "the second one was not even tried"
+    assert (pool.generation, pool.idle(), it.fatal, it.restarts) == (1, 2, [], [])
+
+
+def test_a_new_worker_that_dies_while_others_load_takes_the_reload_with_it(stage: Callable[..., Stage]) -> None:
+    it = stage()
+    pool = it.open()
+    it.processes[0].become_ready()
+    preparing = prepare(it, workers=3)
+    it.processes[1].become_ready()
+    it.processes[2].become_ready()
+    it.processes[1].end()
+    with pytest.raises(ReloadRefusedError, match="its worker 0 did not become ready: killed by SIGKILL"):
+        preparing.result()
+    assert all(process.killed for process in it.processes[2:])
+    with pytest.raises(ReloadRefusedError, match="SIGKILL"):
+        it.loop.do(pool.switch)
+    assert (pool.generation, pool.idle()) == (1, 1)
+
+
+def test_a_new_worker_has_as_long_as_it_may_initialize_until_its_backend_is_ready(stage: Callable[..., Stage]) -> None:
+    it = stage()
+    it.open()
+    it.processes[0].become_ready()
+    preparing = prepare(it, initialize_timeout_s=5)
+    it.processes[1].become_ready(False)
+    it.loop.advance(4.9)
+    assert not preparing.done()
+    it.loop.advance(0.2)
+    assert it.processes[1].killed
+    it.processes[1].end()
+    with pytest.raises(ReloadRefusedError, match="initialize timed out"):
+        preparing.result()
+
+
+def test_a_pool_that_never_started_counts_as_initialized_once_a_reload_is_taken(stage: Callable[..., Stage]) -> None:
+    it = stage()
+    pool = it.open()
+    preparing = prepare(it)
+    it.processes[1].become_ready()
+    preparing.result()
+    assert not pool.initialized.is_set(), "the group is not joined for what may still be refused"
+    it.loop.do(pool.switch)
+    assert pool.initialized.is_set()
+
+
+def test_a_reload_can_change_how_many_workers_there_are(stage: Callable[..., Stage]) -> None:
+    it = stage(workers=3)
+    pool = it.open()
+    old = list(it.processes)
+    old[0].become_ready()
+    preparing = prepare(it, workers=1)
+    it.processes[3].become_ready()
+    preparing.result()
+    it.loop.do(pool.switch)
+    assert old[0].told_to_stop
+    assert all(worker.killed for worker in old[1:]), "they were still starting, and would read nothing"
+    for worker in old:
+        worker.end()
+    assert (pool.idle(), len(pool.workers()), len(it.processes)) == (1, 1, 4)
+
+
+@pytest.mark.parametrize("trouble", ["lost", "not ready", "garbage"])
+def test_new_workers_that_are_not_ready_any_more_at_the_switch_do_not_take_over(
+    stage: Callable[..., Stage], trouble: str
+) -> None:
+    it = stage()
+    pool = it.open()
+    it.processes[0].become_ready()
+    preparing = prepare(it)
+    new = it.processes[1]
+    new.become_ready()
+    preparing.result()
+    if trouble == "lost":
+        new.lose_socket()
+    elif trouble == "garbage":
+        new.babble(b"printed where it should not be\n")
+    else:
+        new.become_ready(False)
+        new.become_ready()
+    with pytest.raises(ReloadRefusedError, match="ready"):
+        it.loop.do(pool.switch)
+    assert new.killed
+    assert (pool.generation, pool.idle()) == (1, 1)
+    new.end()
+    assert (len(it.processes), it.fatal) == (2, [])
+
+
+def test_a_recycling_that_was_under_way_ends_with_the_generation_that_it_was_for(stage: Callable[..., Stage]) -> None:
+    it = stage(recycle={"max_batches": 1})
+    pool = it.open()
+    it.processes[0].become_ready()
+    it.submit(make(1))
+    it.processes[0].answer()
+    assert len(it.processes) == 2, "its successor"
+    preparing = prepare(it)
+    it.processes[2].become_ready()
+    preparing.result()
+    it.loop.do(pool.switch)
+    assert it.processes[1].killed
+    it.processes[1].end()
+    it.processes[0].end(0)
+    it.loop.advance(120)
+    assert (len(it.processes), pool.idle(), it.restarts) == (3, 1, [])
+
+
+def test_while_a_reload_is_under_way_no_worker_is_recycled(stage: Callable[..., Stage]) -> None:
+    it = stage(recycle={"max_batches": 1})
+    pool = it.open()
+    it.processes[0].become_ready()
+    preparing = prepare(it)
+    it.submit(make(1))
+    it.processes[0].answer()
+    assert len(it.processes) == 2, "two at once are enough"
+    it.processes[1].become_ready()
+    preparing.result()
+    it.loop.do(pool.switch)
+    assert it.processes[0].told_to_stop
+
+
+def generation_of(process: FakeProcess) -> int:
+    return int(process.settings.env.get("GENERATION", 1))
+
+
 class Seat:
     """The place of one worker: who takes its batches, and who is to take over."""
 
@@ -251,9 +433,10 @@ class Seat:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Anything that workers, timers and this process's own pauses can do to the pool, in any order.
+    """Anything that workers, timers, reloads and this process's own pauses can do to the pool, in any order.
 
-    The model is what the played workers hold, and who sits on which seat; it knows nothing of the pool's own books.
+    The model is what the played workers hold, who sits on which seat, and who is to sit there after a reload; it knows
+    nothing of the pool's own books. A worker's generation is known by the settings that it was started with.
     """
 
     stage: Stage
@@ -265,16 +448,20 @@ class PoolMachine(RuleBasedStateMachine):
         backoff_ms=st.sampled_from([0, 200]),
     )
     def begin(self, workers: int, max_batches: int | None, limit_mb: int | None, backoff_ms: int) -> None:
-        self.stage = Stage(
-            workers=workers,
-            batch_timeout_s=TIMEOUT_S,
-            initialize_timeout_s=60,
-            restart_backoff_ms=backoff_ms,
-            max_worker_memory_mb=limit_mb,
-            recycle={"max_batches": max_batches},
-        )
-        self.limit_mb = limit_mb
+        self.options: dict[str, Any] = {
+            "batch_timeout_s": TIMEOUT_S,
+            "initialize_timeout_s": 60,
+            "start_attempts": 1_000,
+            "restart_backoff_ms": backoff_ms,
+            "max_worker_memory_mb": limit_mb,
+            "recycle": {"max_batches": max_batches},
+        }
         self.seats = [Seat() for _ in range(workers)]
+        self.generation = 1
+        self.candidates: dict[int, FakeProcess] = {}
+        self.spoiled = False
+        self.preparing: asyncio.Task[None] | None = None
+        self.stage = Stage(workers=workers, **self.options)
         self.submitted: dict[int, Batch] = {}
         self.answered: set[int] = set()
         self.expected_executed: dict[int, bool] = {}
@@ -288,6 +475,10 @@ class PoolMachine(RuleBasedStateMachine):
     # -- the model
 
     def _on_launch(self, process: FakeProcess) -> None:
+        if generation_of(process) > self.generation:
+            assert process.index not in self.candidates, "two candidates for one seat"
+            self.candidates[process.index] = process
+            return
         seat = self.seats[process.index]
         if seat.current is None:
             seat.current = process
@@ -312,20 +503,35 @@ class PoolMachine(RuleBasedStateMachine):
         for position, number in enumerate(process.held):
             self.expected_executed[number] = position == 0
         process.held.clear()
-        seat = self.seats[process.index]
-        if process is seat.current:
-            seat.current, seat.successor = seat.successor, None
-        elif process is seat.successor:
-            seat.successor = None
+        for seat in self.seats:
+            if process is seat.current:
+                seat.current, seat.successor = seat.successor, None
+            elif process is seat.successor:
+                seat.successor = None
+        self.spoiled |= process in self.candidates.values()
         process.end(code)
+        self._reload_goes_on()
 
     def _say_ready(self, process: FakeProcess, ready: bool) -> None:
-        seat = self.seats[process.index]
-        if ready and process is seat.successor:
-            assert seat.current is not None
-            seat.current.retired = True
-            seat.current, seat.successor = process, None
+        for seat in self.seats:
+            if ready and process is seat.successor:
+                assert seat.current is not None
+                seat.current.retired = True
+                seat.current, seat.successor = process, None
+        self.spoiled |= process in self.candidates.values() and process.ready and not ready
         process.become_ready(ready)
+        self._reload_goes_on()
+
+    def _reload_goes_on(self) -> None:
+        """A reload that is refused leaves no new worker; nothing else ends one before the switch."""
+        if self.preparing is None or not self.preparing.done() or self.preparing.exception() is None:
+            return
+        assert isinstance(self.preparing.exception(), ReloadRefusedError)
+        self._candidates_are_gone()
+
+    def _candidates_are_gone(self) -> None:
+        assert all(it.killed for it in self.candidates.values() if it.alive)
+        self.candidates, self.preparing, self.spoiled = {}, None, False
 
     def _pick(self, data: st.DataObject, processes: list[FakeProcess]) -> FakeProcess:
         return data.draw(st.sampled_from(processes), label="worker")
@@ -343,6 +549,48 @@ class PoolMachine(RuleBasedStateMachine):
         it = make(len(self.submitted) + 1)
         self.submitted[it.id] = it
         self.stage.submit(it)
+        (holder,) = [process for process in self._alive() if it.id in process.held]
+        assert it.generation == generation_of(holder) == self.generation
+
+    @rule(workers=st.integers(1, 3))
+    @precondition(lambda self: self.preparing is None)
+    def a_reload_begins(self, workers: int) -> None:
+        name = {"GENERATION": str(self.generation + 1)}
+        settings = PoolSettings.model_validate({**self.options, "workers": workers, "env": name})
+        self.workers_next = workers
+        self.preparing = self.stage.loop.create_task(self.pool.prepare(settings, {}))
+        self.stage.loop.settle()
+        self._reload_goes_on()
+
+    @rule()
+    @precondition(lambda self: self.preparing is not None and not self.preparing.done())
+    def the_new_workers_become_ready(self) -> None:
+        for _ in range(self.workers_next):
+            for process in list(self.candidates.values()):
+                if process.heard and not process.ready:
+                    self._say_ready(process, True)
+
+    @rule()
+    @precondition(lambda self: self.preparing is not None and self.preparing.done())
+    def the_new_workers_take_over(self) -> None:
+        self._switch()
+
+    def _switch(self) -> None:
+        candidates = self.candidates
+        assert sorted(candidates) == list(range(self.workers_next))
+        if self.spoiled or not all(it.alive and it.ready and it.connected for it in candidates.values()):
+            with pytest.raises(ReloadRefusedError):
+                self.stage.loop.do(self.pool.switch)
+            self._candidates_are_gone()
+            return
+        outgoing = [process for seat in self.seats for process in (seat.current, seat.successor) if process is not None]
+        self.stage.loop.do(self.pool.switch)
+        assert all(it.held or it.told_to_stop or it.killed for it in outgoing)
+        self.generation += 1
+        self.seats = [Seat() for _ in candidates]
+        for index, process in candidates.items():
+            self.seats[index].current = process
+        self.candidates, self.preparing, self.spoiled = {}, None, False
 
     @rule(data=st.data(), failed=st.booleans())
     @precondition(lambda self: any(it.held and it.heard for it in self._alive()))
@@ -402,6 +650,13 @@ class PoolMachine(RuleBasedStateMachine):
     # -- what has to hold
 
     @invariant()
+    def a_reload_ends_only_as_the_new_workers_let_it(self) -> None:
+        self._reload_goes_on()
+        if self.preparing is not None:
+            ready = [it for it in self.candidates.values() if it.alive and it.initialized]
+            assert self.preparing.done() or len(ready) < self.workers_next or not all(it.ready for it in ready)
+
+    @invariant()
     def a_worker_holds_one_running_and_one_queued_at_most(self) -> None:
         assert all(it.most_held <= BATCHES_PER_WORKER for it in self.stage.processes)
 
@@ -450,6 +705,9 @@ class PoolMachine(RuleBasedStateMachine):
                     self.expected_executed[process.held[0]] = True
                     process.answer()
             self.stage.loop.advance(31)
+            self._reload_goes_on()
+            if self.preparing is not None and self.preparing.done():
+                self._switch()
             if self.pool.idle() == len(self.seats) and self.answered == set(self.submitted):
                 return
         raise AssertionError("a worker never comes back")
@@ -457,6 +715,9 @@ class PoolMachine(RuleBasedStateMachine):
     def _it_stops(self) -> None:
         told = len(self.answered)
         self.stage.stop()
+        if self.preparing is not None:
+            assert self.preparing.done(), "whoever waits for a reload is told that it ends"
+            self.preparing.exception()
         assert len(self.answered) == told
         self.stage.loop.advance(60)
         assert self.stage.loop.timers() == 0, "something goes on"
