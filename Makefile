@@ -11,7 +11,7 @@ chaos: SEED ?= 1
 chaos: MINUTES ?= 2
 fuzz: MINUTES ?= 10
 
-.PHONY: help install demo test test-unit chaos fuzz lint audit promtool format bench soak kafka kafka-down constraints clean
+.PHONY: help install demo test test-unit chaos fuzz lint audit promtool format bench soak kafka kafka-down browser constraints clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ kafka: install ## start Apache Kafka from its jars on port 9092; NODES=3 for a c
 
 kafka-down: install ## stop it
 	$(BIN)/python deploy/kafka/kafka.py down
+
+browser: ## Chromium of Debian's packages, unless one is there, for the tests that look at pages; needs root
+	@command -v chromium || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium fonts-dejavu-core; }
 
 constraints: install ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip | grep '==' > constraints.txt

@@ -130,7 +130,8 @@ async def alone(of: Any, records: int) -> dict[str, float]:
             "tasks": {"main": {"input": {"topics": ["in"]}, "batch": {"length": of}}},
         }
     )
-    setup = measurer_setup(settings, {"backend": backend_setup(settings), "logging": settings.logging.model_dump()})
+    workers = {"backend": backend_setup(settings), "logging": settings.logging.model_dump(), "registry": None}
+    setup = measurer_setup(settings, workers)
     assert setup is not None
     rows = [MemoryRecord("in", 0, index, 0, None, WORKLOAD.value(index)) for index in range(records)]
     lease = Lease(TopicPartition("in", 0), 1)

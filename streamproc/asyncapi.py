@@ -17,9 +17,17 @@ from typing import Any
 
 from streamproc.broker.declared_topics import FOREVER, DeclaredTopic
 from streamproc.records import Cause
-from streamproc.settings import KafkaSettings, Settings
+from streamproc.settings import REGISTERED, Format, KafkaSettings, OutputSettings, Settings
 
 VERSION = "3.0.0"
+CONTENT_TYPES: dict[Format, str] = {
+    "json": "application/json",
+    "msgpack": "application/vnd.msgpack",
+    "raw": "application/octet-stream",
+    "avro": "application/vnd.apache.avro",
+    "protobuf": "application/x-protobuf",
+    "json_schema": "application/json",
+}
 KAFKA_BINDING = "0.5.0"
 UNVERSIONED = "0"
 """The document's version where ``backend.version`` names none: AsyncAPI asks for one."""
@@ -77,7 +85,7 @@ class _Document:
         for topic in topics.inputs:
             self._operation(
                 f"{task}/receive/{topic}",
-                ("receive", topic, self._input(topic)),
+                ("receive", topic, self._input(topic, it.input.format)),
                 f"Task {task} reads {topic}, in batches of up to {it.batch.max_size} records.",
                 {
                     "groupId": {"type": "string", "const": settings.group_of(task)},
@@ -90,7 +98,7 @@ class _Document:
             "key": "in the order of the input, key by key",
             "unordered": "as they complete",
         }["partition" if it.delivery == "exactly_once" else it.ordering]
-        results = self._result(task, topics.results, it.output.envelope)
+        results = self._result(task, topics.results, it.output)
         said = f"One result for each record of task {task} that passes: {promise}, {order}."
         self._operation(f"{task}/send/results", ("send", topics.results, results), said)
         dead = self._dead_letter()
@@ -137,15 +145,15 @@ class _Document:
 
     # -- messages, each by its name
 
-    def _input(self, topic: str) -> str:
-        message: dict[str, Any] = {"title": f"A record of {topic}", "contentType": "application/json"}
-        message["payload"] = self._declared_schema(topic) or {"description": "Any JSON value: no schema is declared."}
+    def _input(self, topic: str, value_format: Format) -> str:
+        message = {"title": f"A record of {topic}", **_content(value_format)}
+        message["payload"] = self._declared_schema(topic) or {"description": "Any record: no schema is declared."}
         return self._message(f"{topic}-record", message)
 
-    def _result(self, task: str, topic: str, envelope: str) -> str:
+    def _result(self, task: str, topic: str, output: OutputSettings) -> str:
         payload = self._declared_schema(topic)
-        message: dict[str, Any] = {"title": f"A result of task {task}", "contentType": "application/json"}
-        if envelope == "full":
+        message = {"title": f"A result of task {task}", **_content(output.format)}
+        if output.envelope == "full":
             message["payload"] = payload or self._schema("result", _full_envelope())
         else:
             message["headers"] = self._schema("resultHeaders", _headers(_RESULT_HEADERS))
@@ -262,6 +270,14 @@ def _servers(kafka: KafkaSettings) -> tuple[dict[str, Any], dict[str, Any]]:
 # -- what streamproc writes itself
 
 
+def _content(value_format: Format) -> dict[str, Any]:
+    """What a value in this format is, for those who read it."""
+    content: dict[str, Any] = {"contentType": CONTENT_TYPES[value_format]}
+    if value_format in REGISTERED:
+        content["summary"] = "A zero byte, the id of the schema in the registry in four, and the value."
+    return content
+
+
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": dict(properties), "required": list(properties)}
 
@@ -287,11 +303,13 @@ def _batch_record() -> dict[str, Any]:
             "task": {"type": "string"},
             "batch": {**_COUNT, "description": "Its number, since the processor began."},
             "records": _COUNT,
+            "requested": {**_COUNT, "description": "Records of these that came over HTTP."},
             "results": _COUNT,
             "failed": _COUNT,
             **_METRICS,
             "wall_time": {**_NUMBER, "description": "Milliseconds from dispatch to answer."},
             "predicted_wall_time": _MILLISECONDS_OR_NULL,
+            "memory": {"type": ["integer", "null"], "description": "The most bytes that the worker held meanwhile."},
             "predicted_memory": {"type": ["integer", "null"], "description": "Bytes."},
             "closed_by": {"type": "string", "description": "The rule that closed its window."},
             "fill": {**_NUMBER, "description": "Records over batch.max_size."},

@@ -691,8 +691,8 @@ class HttpSettings(Section):
     stalled_after_s: float = Field(default=300.0, gt=0)
     """Not alive when records wait and none was executed, or offsets wait and none was committed, for this long."""
     token: SecretStr | None = Field(default=None, min_length=1)
-    """What whoever asks for a prediction has to send as `Authorization: Bearer …`; better from STREAMPROC_HTTP__TOKEN
-    or a file."""
+    """What whoever asks for a prediction, or changes a circuit from elsewhere, has to send as
+    `Authorization: Bearer …`; better from STREAMPROC_HTTP__TOKEN or a file."""
     token_file: SettingsPath | None = None
     """File that holds the token, for secrets mounted into a container."""
     predict: PredictSettings = PredictSettings()

@@ -4,9 +4,10 @@ Every handler runs in the event loop and answers from memory, so that an answer 
 but for predictions (``predict``), which wait for a worker, and reloads, which wait for new ones. No page loads a file
 from another server (``docs``).
 
-Nobody is asked who they are here. So what changes something is for this machine alone (whoever is on it may stop the
-process anyway), and not for a page in a browser on it: no other site's form can send the content type
-``application/json``, its scripts may not without our consent, and browsers add ``Origin`` to whatever a page posts.
+What changes something is for whoever has the token. Without one it is for this machine alone (whoever is on it may stop
+the process anyway), and not for a page in a browser on it: no other site's form can send the content type
+``application/json``, its scripts may not without our consent, and browsers add ``Origin`` to whatever a page posts. No
+other site's page knows the token, which no cookie holds.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamproc.errors import ReloadBusyError, ReloadRefusedError
+from streamproc.observe.dashboard import dashboard_routes
 from streamproc.observe.docs import docs_routes
 from streamproc.observe.health import Health, HealthSummary, ProcessorView
 from streamproc.observe.metrics import Metrics, package_version
-from streamproc.observe.predict import describe, predict_routes
+from streamproc.observe.predict import describe, has_token, predict_routes
 from streamproc.observe.prediction import TaskInput
 from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus, ReloadStatus
 from streamproc.settings import HttpSettings
 
-QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
-"""Polled every few seconds by machines: their requests are not logged."""
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/status"})
+"""Polled every few seconds by machines, or by the dashboard: their requests are not logged."""
 
 _JSON = "application/json"
 _OK = {"ok": True, "reasons": []}
@@ -57,7 +59,9 @@ class Refusal(BaseModel):
 
 
 _REFUSALS = {
-    403: "only this machine may do that, and no page in a browser; use `streamproc circuit` where the processor runs",
+    401: "that is not the token of http.token",
+    403: "without http.token only this machine may do that, and no page in a browser; use `streamproc circuit` where "
+    "the processor runs",
     404: "there is no task txt; the tasks are: text",
     409: "the processor is stopping, and its tasks take nothing more",
     415: "send the header `Content-Type: application/json`, which no other site's form can send",
@@ -66,7 +70,9 @@ _REFUSALS = {
 
 
 _RELOAD_REFUSALS = {
-    403: "only this machine may do that, and no page in a browser; use `streamproc reload` where the processor runs",
+    401: _REFUSALS[401],
+    403: "without http.token only this machine may do that, and no page in a browser; use `streamproc reload` where "
+    "the processor runs",
     409: "another reload is under way; how it ends is in the log and in /status",
     415: _REFUSALS[415],
     422: "its worker 0 did not become ready: the backend inference:Backend cannot be loaded",
@@ -97,8 +103,8 @@ def create_app(
 ) -> FastAPI:
     """The application for one processor; ``Sidecar`` serves it.
 
-    ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them. ``reload``
-    reloads the processor, where it has files to read.
+    ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them, and for
+    changes from elsewhere than this machine. ``reload`` reloads the processor, where it has files to read.
     """
     app = _Application(
         title="streamproc",
@@ -109,14 +115,16 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
+    app.guarded = token is not None
     app.include_router(_health_routes(view, settings.stalled_after_s))
     app.include_router(_observation_routes(view, metrics))
-    app.include_router(_circuit_routes(view))
+    app.include_router(_circuit_routes(view, token))
     if reload is not None:
-        app.include_router(_reload_routes(reload))
+        app.include_router(_reload_routes(reload, token))
+    app.include_router(dashboard_routes(token_set=token is not None))
     app.include_router(docs_routes())
     if inputs is not None:
-        app.inputs, app.guarded = inputs, token is not None
+        app.inputs = inputs
         app.include_router(predict_routes(view.request, settings.predict, list(inputs), token))
     app.add_middleware(RequestLog)
     return app
@@ -203,12 +211,12 @@ def _observation_routes(view: ProcessorView, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _circuit_routes(view: ProcessorView) -> APIRouter:
+def _circuit_routes(view: ProcessorView, token: str | None) -> APIRouter:
     router = APIRouter(tags=["circuit"])
-    refusals = _documented(_REFUSALS)
+    security, refusals = _security(token), _documented(_REFUSALS)
 
     def carry_out(request: Request, task: str, change: Callable[[str], CircuitStatus | None]) -> Response:
-        if (status := _not_allowed(request)) is not None:
+        if (status := _not_allowed(request, token)) is not None:
             return _refuse(status)
         if view.stopping:
             return _refuse(409)
@@ -221,10 +229,11 @@ def _circuit_routes(view: ProcessorView) -> APIRouter:
         "/tasks/{task}/circuit/close",
         name="close_circuit",
         summary="Let a task go on that was paused because too many records failed, or by hand",
-        description="Counting begins at zero. 200 also where the circuit is closed already. From this machine only; "
-        "the body is not read.",
+        description="Counting begins at zero. 200 also where the circuit is closed already. From this machine "
+        "only, or with the token; the body is not read.",
         response_model=CircuitStatus,
         responses={200: _example(_CLOSED), **refusals},
+        openapi_extra=security,
     )
     async def close(task: str, request: Request) -> Response:
         return carry_out(request, task, view.close_circuit)
@@ -234,10 +243,11 @@ def _circuit_routes(view: ProcessorView) -> APIRouter:
         name="open_circuit",
         summary="Pause a task by hand",
         description="It takes nothing more and stays in its group; it does not go on by itself. 200 also where the "
-        "circuit is open already, which then does not close by itself any more. From this machine only; the body is "
-        "not read.",
+        "circuit is open already, which then does not close by itself any more. From this machine only, or with "
+        "the token; the body is not read.",
         response_model=CircuitStatus,
         responses={200: _example(_OPEN), **refusals},
+        openapi_extra=security,
     )
     async def open_(task: str, request: Request) -> Response:
         return carry_out(request, task, view.open_circuit)
@@ -245,7 +255,7 @@ def _circuit_routes(view: ProcessorView) -> APIRouter:
     return router
 
 
-def _reload_routes(reload: Callable[[], Awaitable[ReloadStatus]]) -> APIRouter:
+def _reload_routes(reload: Callable[[], Awaitable[ReloadStatus]], token: str | None) -> APIRouter:
     router = APIRouter(tags=["reload"])
 
     @router.post(
@@ -253,15 +263,17 @@ def _reload_routes(reload: Callable[[], Awaitable[ReloadStatus]]) -> APIRouter:
         name="reload",
         summary="Read settings, topics and backend again, and go on with them in new workers",
         description="Answers when the new workers have taken over: that may take as long as the backend takes to load. "
-        "422 where this version is refused; the one before goes on. From this machine only; the body is not read.",
+        "422 where this version is refused; the one before goes on. From this machine only, or with the token; the "
+        "body is not read.",
         response_model=ReloadStatus,
         responses={
             200: _example(EXAMPLE.model_dump(mode="json")["last_reload"]),
             **_documented(_RELOAD_REFUSALS),
         },
+        openapi_extra=_security(token),
     )
     async def reload_(request: Request) -> Response:
-        if (status := _not_allowed(request)) is not None:
+        if (status := _not_allowed(request, token)) is not None:
             return _refuse(status, _RELOAD_REFUSALS[status])
         try:
             done = await reload()
@@ -276,9 +288,17 @@ def _documented(refusals: dict[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Refusal, **_example({"detail": detail})} for status, detail in refusals.items()}
 
 
-def _not_allowed(request: Request) -> int | None:
+def _security(token: str | None) -> dict[str, Any] | None:
+    """For the OpenAPI document: either is enough, the token, or to be on this machine."""
+    return None if token is None else {"security": [{"token": []}, {}]}
+
+
+def _not_allowed(request: Request, token: str | None) -> int | None:
     """The status of the answer to whoever may change nothing here; None for those who may."""
-    if not _from_this_machine(request):
+    if token is not None and "authorization" in request.headers:
+        if not has_token(request, token):
+            return 401
+    elif not _from_this_machine(request):
         return 403
     return None if request.headers.get("content-type", "").split(";")[0].strip().lower() == _JSON else 415
 

@@ -202,11 +202,16 @@ def _skip(text: str, at: int) -> int:
 # -- who asks
 
 
+def has_token(request: Request, token: str) -> bool:
+    """Whether this token came along."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+
+
 def _refusal(request: Request, token: str | None) -> tuple[int, str] | None:
     """Why a request is not even looked at: status and sentence."""
     if token is not None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        if not has_token(request, token):
             return 401, "send the token of http.token as `Authorization: Bearer …`"
     elif not _is_this_machine(request.headers.get("host", "")):
         return 403, STATUSES[403]

@@ -125,6 +125,50 @@ class LastBatch(StatusModel):
     """From its dispatch to its answer."""
 
 
+class Observed(StatusModel):
+    """Values since the start of the process. Between two readings their mean is the growth of `sum` over `count`'s."""
+
+    count: int = 0
+    sum: float = 0.0
+
+
+class BatchTotals(StatusModel):
+    """Batches since the start of the process, executions beyond the first included."""
+
+    size: Observed = Observed()
+    """Records in a batch."""
+    fill: Observed = Observed()
+    """Its records over `batch.max_size`."""
+    padding: Observed = Observed()
+    """Its padded length over the lengths of its records: 1 is no padding; where `batch.length` is set."""
+    wait_ms: Observed = Observed()
+    """From the opening of its window to its dispatch."""
+    wall_ms: Observed = Observed()
+    """From its dispatch to its answer."""
+    steps_ms: dict[str, Observed] = Field(default_factory=dict)
+    """What a worker spends on it, in this order: `decode`, each of the backend's steps, `encode`."""
+
+
+class FailureStatus(StatusModel):
+    """Records that were given up for one reason since the start of the process."""
+
+    cause: str
+    stage: str
+    """Where they failed."""
+    kind: str
+    """The type of the error."""
+    dead: int = 0
+    """Those that became dead letters."""
+    dropped: int = 0
+    """Those that were dropped because the settings say so."""
+    message: str
+    """What was said of the last one, shortened."""
+    topic: str
+    """Where the last one was read."""
+    partition: int
+    offset: int
+
+
 class CircuitStatus(StatusModel):
     """The limit on failed records: while it is open, the task takes nothing."""
 
@@ -169,6 +213,9 @@ class TaskStatus(StatusModel):
     last_batch: LastBatch | None = None
     cost: CostStatus | None = None
     """Null where records have no length and there is no estimate."""
+    batches: BatchTotals = BatchTotals()
+    failures: list[FailureStatus] = Field(default_factory=list)
+    """Why records were given up, the most frequent reason first."""
 
 
 class WorkerStatus(StatusModel):
@@ -185,6 +232,10 @@ class WorkerStatus(StatusModel):
     """Resident memory after its last batch, in MiB."""
     running_batch_ms: float | None = None
     """How long its present batch has been computing."""
+    running_task: str | None = None
+    """The task of that batch."""
+    running_records: int | None = None
+    """The records in it."""
 
 
 class MeasurerStatus(StatusModel):
@@ -217,6 +268,10 @@ class ProcessorStatus(StatusModel):
     version: str
     started_at: datetime
     uptime_s: float
+    not_live: list[str] = Field(default_factory=list)
+    """Why `/livez` answers 503; empty where it does not."""
+    not_ready: list[str] = Field(default_factory=list)
+    """Why `/readyz` answers 503; empty where it does not."""
     tasks: dict[str, TaskStatus]
     workers: list[WorkerStatus]
     measurer: MeasurerStatus | None = None
@@ -261,9 +316,40 @@ EXAMPLE = ProcessorStatus(
             last_batch=LastBatch(
                 id=66, size=64, fill=1.0, closed_by="size", attempts=1, worker=0, wait_ms=1.2, wall_ms=12.9
             ),
+            batches=BatchTotals(
+                size=Observed(count=66, sum=4224),
+                fill=Observed(count=66, sum=66),
+                wait_ms=Observed(count=66, sum=81.3),
+                wall_ms=Observed(count=66, sum=872.5),
+                steps_ms={"decode": Observed(count=66, sum=20.4), "execute": Observed(count=66, sum=790.1)},
+            ),
+            failures=[
+                FailureStatus(
+                    cause="invalid",
+                    stage="decode",
+                    kind="JSONDecodeError",
+                    dead=1,
+                    message="the value is no JSON: unexpected end of data: line 1 column 9 (char 8)",
+                    topic="sentiment.text",
+                    partition=0,
+                    offset=17,
+                )
+            ],
         )
     },
-    workers=[WorkerStatus(index=0, pid=4711, state="busy", batches=66, restarts=0, rss_mb=212.4, running_batch_ms=8.3)],
+    workers=[
+        WorkerStatus(
+            index=0,
+            pid=4711,
+            state="busy",
+            batches=66,
+            restarts=0,
+            rss_mb=212.4,
+            running_batch_ms=8.3,
+            running_task="text",
+            running_records=64,
+        )
+    ],
     generation=2,
     backend_version="2024-05",
     last_reload=ReloadStatus(

@@ -12,13 +12,17 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, cast
 
 from streamproc.observe.health import Health, ProgressWatch
+from streamproc.observe.histogram import Histogram
 from streamproc.observe.metric_table import WorkerState
-from streamproc.observe.metrics import package_version
+from streamproc.observe.metrics import TaskMetrics, package_version
 from streamproc.observe.status import (
+    BatchTotals,
     CircuitStatus,
     CostStatus,
+    FailureStatus,
     LastBatch,
     MeasurerStatus,
+    Observed,
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
@@ -33,11 +37,14 @@ from streamproc.runtime.ledger import PartitionBooks
 
 UNACKNOWLEDGED_AFTER_S = 10.0
 """What is written is acknowledged in milliseconds; after so long something is wrong that is worth telling."""
+MAX_MESSAGE_CHARS = 300
+"""A backend's errors may be as long as it likes; the dead letter has the whole."""
 
 if TYPE_CHECKING:
     from streamproc.runtime.pool import Worker
     from streamproc.runtime.processor import Processor
     from streamproc.runtime.task_stream import TaskStream
+    from streamproc.runtime.verdicts import GivenUp
 
 
 class Inspector:
@@ -138,6 +145,8 @@ class Inspector:
             version=package_version(),
             started_at=self._started_at,
             uptime_s=round(now - self._begun, 3),
+            not_live=self.live(now).reasons,
+            not_ready=self.ready().reasons,
             tasks={name: self._task(task, now) for name, task in processor.tasks.items()},
             workers=[self._worker(worker, now) for worker in processor.pool.workers()],
             measurer=self._measurer(),
@@ -201,6 +210,7 @@ class Inspector:
         )
 
     def _task(self, task: TaskStream, now: float) -> TaskStatus:
+        processor = self._processor
         partitions = []
         for books in task.ledger.partitions():
             lag_records, lag_seconds = self._lag(task, books)
@@ -217,7 +227,7 @@ class Inspector:
                     paused=task.source.held or books.partition in task.source.paused,
                 )
             )
-        failure = self._processor.failure
+        failure = processor.failure
         reason = "back-pressure" if task.source.paused else None
         reason = self._unacknowledged(task, now) or reason
         if failure is not None:
@@ -241,7 +251,7 @@ class Inspector:
             partitions=partitions,
             in_flight_records=task.ledger.in_flight_records,
             in_flight_bytes=task.ledger.in_flight_bytes,
-            measuring=0 if self._processor.measuring is None else self._processor.measuring.size(task.name),
+            measuring=0 if processor.measuring is None else processor.measuring.size(task.name),
             window=WindowStatus(
                 size=task.batcher.size, age_ms=0.0 if opened_at is None else round((now - opened_at) * 1_000, 3)
             ),
@@ -256,6 +266,8 @@ class Inspector:
                 waiting=len(task.requests), waiting_bytes=task.requests.size_bytes, counts=dict(task.counts.requests)
             ),
             last_batch=self._last_batch(task),
+            batches=_totals(processor.metrics.task(task.name)),
+            failures=[_failure(it) for it in task.given_up()],
             cost=self._cost(task),
         )
 
@@ -302,6 +314,7 @@ class Inspector:
 
     def _worker(self, worker: Worker, now: float) -> WorkerStatus:
         running_ms = None if worker.running_since is None else round((now - worker.running_since) * 1_000, 3)
+        running = worker.batches[0] if worker.batches and worker.running_since is not None else None
         return WorkerStatus(
             index=worker.index,
             pid=worker.pid or None,
@@ -310,6 +323,8 @@ class Inspector:
             restarts=self._processor.pool.restarts(worker.index),
             rss_mb=round(worker.rss_bytes / 1_048_576, 1) if worker.rss_bytes else None,
             running_batch_ms=running_ms,
+            running_task=None if running is None else running.task,
+            running_records=None if running is None else running.size,
         )
 
     def _worker_states(self) -> dict[str, int]:
@@ -318,6 +333,40 @@ class Inspector:
             state = _worker_state(worker)
             counts[state] = counts.get(state, 0) + 1
         return counts
+
+
+def _totals(metrics: TaskMetrics) -> BatchTotals:
+    return BatchTotals(
+        size=_observed(metrics.batch_size),
+        fill=_observed(metrics.batch_fill),
+        padding=_observed(metrics.batch_padding),
+        wait_ms=_observed(metrics.batch_wait, 1_000),
+        wall_ms=_observed(metrics.batch_wall, 1_000),
+        steps_ms={
+            "decode": _observed(metrics.decode, 1_000),
+            **{step: _observed(histogram, 1_000) for step, histogram in metrics.steps.items()},
+            "encode": _observed(metrics.encode, 1_000),
+        },
+    )
+
+
+def _observed(histogram: Histogram, scale: float = 1) -> Observed:
+    return Observed(count=histogram.count, sum=round(histogram.sum * scale, 6))
+
+
+def _failure(it: GivenUp) -> FailureStatus:
+    message = it.failure.message
+    return FailureStatus(
+        cause=it.failure.cause,
+        stage=it.failure.stage,
+        kind=it.kind,
+        dead=it.dead,
+        dropped=it.dropped,
+        message=message if len(message) <= MAX_MESSAGE_CHARS else f"{message[: MAX_MESSAGE_CHARS - 1]}…",
+        topic=it.partition.topic,
+        partition=it.partition.partition,
+        offset=it.offset,
+    )
 
 
 def _paused(task: TaskStream) -> bool:

@@ -70,7 +70,7 @@ from streamproc.runtime.requests import Request, RequestEvents, Requests
 from streamproc.runtime.sequencer import make_sequencer
 from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
 from streamproc.runtime.source import Room, Source
-from streamproc.runtime.verdicts import Counts, Verdicts, count_of
+from streamproc.runtime.verdicts import Counts, GivenUp, Verdicts, count_of
 from streamproc.settings import Settings, Then
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
@@ -459,6 +459,10 @@ class TaskStream:
             if position is not None and end is not None and position < end:
                 return True
         return False
+
+    def given_up(self) -> list[GivenUp]:
+        """Why records were given up since the start, the most frequent reason first."""
+        return self._verdicts.given_up()
 
     # -- batches back from the pool
 

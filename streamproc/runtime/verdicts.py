@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from streamproc.errors import TaskStoppedError
-from streamproc.observe.metrics import TaskMetrics
+from streamproc.observe.metrics import MAX_FAILURE_KINDS, TaskMetrics
 from streamproc.records import Cause, Failure, Outcome, Record, Status, TopicPartition
 from streamproc.runtime.failures import decode_failure
 from streamproc.settings import ErrorSettings, Then
@@ -40,6 +40,19 @@ class Counts:
     """Of these no records but requests over HTTP that have ended, by what became of them."""
 
 
+@dataclass(slots=True)
+class GivenUp:
+    """Records of a task that were given up for one reason since the start, and where the last one was."""
+
+    kind: str
+    """The type of the error, or ``other``."""
+    failure: Failure
+    partition: TopicPartition
+    offset: int
+    dead: int = 0
+    dropped: int = 0
+
+
 class Verdicts:
     """The failed records of one task."""
 
@@ -63,6 +76,7 @@ class Verdicts:
         self._reasons: Counter[str] = Counter()
         self._last: tuple[Failure, TopicPartition, Record] | None = None
         self._quiet_until = -math.inf
+        self._given_up: dict[tuple[str, str, str], GivenUp] = {}
 
     def reload(self, settings: ErrorSettings) -> None:
         """Go by another policy."""
@@ -92,6 +106,7 @@ class Verdicts:
         if then == "drop":
             self._metrics.dropped(failure).inc()
             self._counts.dropped += 1
+            self._give_up(failure, partition, record).dropped += 1
         elif then == "stop":
             self._on_stop(self._stop(failure, partition, record))
         return then
@@ -102,6 +117,11 @@ class Verdicts:
         self._last = (failure, partition, record)
         self._metrics.dead(failure).inc()
         self._counts.dead += 1
+        self._give_up(failure, partition, record).dead += 1
+
+    def given_up(self) -> list[GivenUp]:
+        """Why records were given up, the most frequent reason first; kinds beyond the first 50 as ``other``."""
+        return sorted(self._given_up.values(), key=lambda it: -(it.dead + it.dropped))
 
     def log(self, now: float) -> None:
         """Say what became dead letters since the last time, unless that is only just past."""
@@ -117,6 +137,17 @@ class Verdicts:
         )
         self._reasons.clear()
         self._last = None
+
+    def _give_up(self, failure: Failure, partition: TopicPartition, record: Record) -> GivenUp:
+        key = (failure.cause, failure.stage, failure.kind)
+        if key not in self._given_up and len(self._given_up) >= MAX_FAILURE_KINDS:
+            # Kinds are type names that a backend chooses: their number has to end somewhere.
+            key = (failure.cause, failure.stage, "other")
+        known = self._given_up.get(key)
+        if known is None:
+            known = self._given_up[key] = GivenUp(key[2], failure, partition, record.offset)
+        known.failure, known.partition, known.offset = failure, partition, record.offset
+        return known
 
     def _stop(self, failure: Failure, partition: TopicPartition, record: Record) -> TaskStoppedError:
         setting = "then" if self._settings.then == "stop" else f"causes.{failure.cause}.then"

@@ -112,6 +112,18 @@ def test_every_topic_is_a_channel_and_what_a_task_does_with_it_an_operation() ->
     assert group["const"] == settings.group_of("b")
 
 
+def test_messages_say_the_format_of_their_values() -> None:
+    tasks = {"a": {"input": {"topics": ["x"], "format": "msgpack"}, "output": {"format": "avro"}}}
+    settings = settings_of(tasks=tasks, schema_registry={"url": "http://registry:8081"})
+    document = asyncapi_document(settings, {})
+    is_sound(document)
+    messages = document["components"]["messages"]
+    assert messages["x-record"]["contentType"] == "application/vnd.msgpack"
+    assert messages["x.results-record"]["contentType"] == "application/vnd.apache.avro"
+    assert "id of the schema" in messages["x.results-record"]["summary"]
+    assert messages["batchMetrics"]["contentType"] == "application/json"
+
+
 def test_what_a_declared_topic_says_is_in_its_channel_and_its_schema_in_the_messages() -> None:
     declared = load_topics(ROOT / "topics")
     tasks = {"digits": {"input": {"topics": ["digits"]}, "dead_letters": {"topic": "digits.dead"}}}

@@ -169,8 +169,8 @@ def test_the_openapi_document_describes_every_endpoint_with_an_example() -> None
         (operation,) = document["paths"].pop(path).values()
         assert operation["operationId"] == f"{verb}_circuit"
         # 422 is FastAPI's own, of a path that cannot be read.
-        assert {"200", "403", "404", "409", "415"} <= set(operation["responses"])
-        for status in ("200", "403", "404", "409", "415"):
+        assert {"200", "401", "403", "404", "409", "415"} <= set(operation["responses"])
+        for status in ("200", "401", "403", "404", "409", "415"):
             assert operation["responses"][status]["content"]["application/json"]["example"]
     for path, operations in document["paths"].items():
         assert set(operations) == {"get"}
@@ -244,6 +244,35 @@ def test_a_page_in_a_browser_changes_no_circuit(headers: dict[str, str], status:
     assert not view.is_open
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"authorization": "Bearer open sesame"}, 200),
+        ({"authorization": "bearer  open sesame", "origin": "http://sidecar"}, 200),
+        ({"authorization": "Bearer open sesame!"}, 401),
+        ({"authorization": "Basic open sesame"}, 401),
+        ({"authorization": "Bearer"}, 401),
+        ({}, 403),
+        ({"authorization": "Bearer open sesame", "content-type": "text/plain"}, 415),
+    ],
+)
+def test_whoever_has_the_token_changes_a_circuit_from_elsewhere(headers: dict[str, str], status: int) -> None:
+    view = StubView()
+    app = create_app(view, Metrics(), HttpSettings(), token="open sesame")  # noqa: S106 - of a test
+    headers = {"content-type": "application/json", **headers}
+    answer = ask(app, f"{CIRCUIT}/open", "POST", client_address="10.0.0.7", **headers)
+    assert answer.status_code == status
+    assert view.is_open is (status == 200)
+    operation = ask(app, "/openapi.json").json()["paths"]["/tasks/{task}/circuit/open"]["post"]
+    assert operation["security"] == [{"token": []}, {}], "Swagger UI sends it"
+
+
+def test_without_a_token_what_is_sent_as_one_opens_nothing() -> None:
+    view = StubView()
+    answer = change(view, f"{CIRCUIT}/open", client_address="10.0.0.7", authorization="Bearer None")
+    assert (answer.status_code, view.is_open) == (403, False)
+
+
 def test_a_circuit_is_not_changed_by_looking_at_it() -> None:
     assert ask(an_app(), f"{CIRCUIT}/open").status_code == 405
 
@@ -310,16 +339,15 @@ def test_requests_are_logged_without_the_polled_ones_and_without_their_query(cap
     with caplog.at_level(logging.INFO, logger="streamproc.http"):
         for path in PATHS:
             ask(app, path)
-        ask(app, "/status?token=secret")
+        ask(app, "/openapi.json?token=secret")
         ask(app, "/no%0Aline")
-        ask(an_app(BrokenView()), "/status")
+        change(BrokenView(), "/tasks/txet/circuit/open")
     messages = [record.getMessage() for record in caplog.records if record.name == "streamproc.http"]
     assert [message.rsplit(" in ", 1)[0] for message in messages] == [
-        "GET /status 200",
         "GET /openapi.json 200",
-        "GET /status 200",
+        "GET /openapi.json 200",
         "GET /no%0Aline 404",
-        "GET /status 500",
+        "POST /tasks/txet/circuit/open 500",
     ]
 
 
