@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from streamproc.errors import ReloadBusyError, ReloadRefusedError
+from streamproc.observe.prediction import Prediction
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.reload import Reloader
 from streamproc.runtime.startup import declared_topics, worker_setup
@@ -140,6 +141,32 @@ def test_what_runs_is_finished_by_the_version_that_has_it_and_the_rest_goes_to_t
         assert (it.each_once(), it.versions()) == (True, {1: 2, 2: 4})
         versions = [json.loads(record.value or b"")["backend_version"] for record in it.broker.records("app.metrics")]
         assert Counter(versions) == {"1": 2, "2": 4}
+
+    run(test)
+
+
+def test_predictions_that_wait_over_a_reload_are_answered_by_the_new_version(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    async def test() -> None:
+        it, done = project(batch={"max_size": 1}), tmp_path / "done"
+        async with it.running() as (processor, reloader):
+            (old,) = processor.pool.workers()
+            ask = [processor.request("main") for _ in range(5)]
+            answers = [
+                request.submit([json.dumps({"id": number, "until": str(done)}).encode()])
+                for number, request in enumerate(ask)
+            ]
+            await until(lambda: len(old.batches) == 2, "one runs, one is queued")
+            it.write(2)
+            await reloader.reload()
+            done.touch()
+            told = [await answer for answer in answers]
+            for request in ask:
+                request.leave()
+        values = [one.values[0] for one in told if isinstance(one, Prediction)]
+        results = [json.loads(value) for value in values if isinstance(value, bytes)]
+        assert [(result["id"], result["version"]) for result in results] == [(0, 1), (1, 1), (2, 2), (3, 2), (4, 2)]
 
     run(test)
 
