@@ -133,9 +133,9 @@ def test_the_largest_batch_that_fits_is_found_within_5_percent_where(
 
 
 def test_a_budget_ends_it_before_the_machine_suffers(estimate: Estimate) -> None:
-    out = estimate("--memory-budget", "150MiB", "--time-limit", "20").stdout
+    out = estimate("--memory-budget", "110MiB", "--time-limit", "20").stdout
     assert "Memory ended the search at " in out
-    assert "The budget is 150 MiB (--memory-budget): room for " in out
+    assert "The budget is 110 MiB (--memory-budget): room for " in out
 
 
 def test_records_may_come_from_a_file_or_a_capture(estimate: Estimate, folder: Path) -> None:

@@ -61,8 +61,9 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._in_thread(lambda: self._kafka.start(START_WITHIN_S))
+            # First: while the nodes start, somebody else may take a port that nobody listens at.
             await self.network.open()
+            await self._in_thread(lambda: self._kafka.start(START_WITHIN_S))
         except BaseException:
             await self.__aexit__()
             raise
