@@ -11,7 +11,6 @@ when the backend is loaded, one for each batch, one for each task, so that the p
 
 from __future__ import annotations
 
-import ctypes
 import linecache
 import os
 import signal
@@ -30,15 +29,15 @@ from pydantic import ValidationError
 
 from streamproc.errors import BackendError, StreamprocError
 from streamproc.runtime.output_check import ONE_DICT_PER_RECORD
+from streamproc.runtime.parent_death import die_with_parent
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCE_CHARS = 120
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """The child's entry."""
-    _die_with_parent()
+    die_with_parent()  # a backend that hangs must not be left behind, whatever ended the command
     # Ctrl-C reaches the whole terminal group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # From here on whatever is printed, by native code too, goes to standard error.
@@ -67,12 +66,6 @@ def main() -> None:
         answer(event="failed", task=task, message=_described(error) + _place(error, request["backend"]))
     else:
         answer(event="done")
-
-
-def _die_with_parent() -> None:
-    """A backend that hangs must not be left behind, whatever ended the command."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _load(backend: dict[str, Any]) -> Any:

@@ -10,7 +10,6 @@ to standard error. The first line is the setup, each other one a batch.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -25,8 +24,7 @@ import orjson
 import yaml
 
 from streamproc.runtime.heap import keep_freed_memory
-
-_PR_SET_PDEATHSIG = 1
+from streamproc.runtime.parent_death import die_with_parent
 
 
 class _Batch(NamedTuple):
@@ -37,8 +35,7 @@ class _Batch(NamedTuple):
 
 def main() -> None:
     """The child's entry."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     keep_freed_memory()  # as a worker does: it is part of what one holds
     # Ctrl-C reaches the whole terminal group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,7 +8,6 @@ clients live in.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -29,10 +28,10 @@ from streamproc.errors import (
 )
 from streamproc.runtime.codec import shorten
 from streamproc.runtime.heap import keep_freed_memory
+from streamproc.runtime.parent_death import die_with_parent
 from streamproc.runtime.wire import Segment, WireError
 
 OOM_SCORE_ABOVE_PARENT = 500
-_PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger("streamproc.child")
 
@@ -47,12 +46,6 @@ def start_failure(error: Exception) -> dict[str, Any]:
     text = text_of(error)
     message = text if isinstance(error, StreamprocError) else f"{name_of_type(error)}: {text}"
     return {"message": shorten(message), "final": isinstance(error, InferenceBackendLoadError | PreprocessorInitError)}
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when the parent dies, even by kill -9 in the middle of a batch."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _go_before_the_parent() -> None:
@@ -86,7 +79,7 @@ def child_main(serve: Callable[[socket.socket, Sequence[Segment]], int]) -> None
 
     ``serve`` runs until the parent wants no more, and answers the exit code.
     """
-    _die_with_parent()
+    die_with_parent()
     _go_before_the_parent()
     keep_freed_memory()
     # Ctrl-C reaches the whole terminal group; only the parent decides what it means.
