@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TopicName
+from tests.support.commands import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,13 +85,10 @@ class Application:
         assert applied.code == 0, applied.err
 
     def run(self, *arguments: str, environ: Mapping[str, str] | None = None) -> Outcome:
-        clean = {
-            name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "INFERENCE_"))
-        }
         done = subprocess.run(
             [sys.executable, "-m", "streamproc", *arguments],
             cwd=self.folder,
-            env={**clean, "PYTHONPATH": str(ROOT), **(environ or {})},
+            env={**clean_environment(), **(environ or {})},
             capture_output=True,
             text=True,
             timeout=60,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import run_command
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """\
 name: app
@@ -59,21 +61,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def check(folder: Path) -> Check:
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        clean = {
-            name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "INFERENCE_"))
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "streamproc", "check", *arguments],
-            cwd=folder,
-            env={**clean, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        return done
+        return run_command(folder, "check", *arguments, code=code, timeout_s=60)
 
     return run
 

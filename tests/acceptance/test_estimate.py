@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.support.commands import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -61,21 +61,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def estimate(folder: Path) -> Estimate:
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        clean = {
-            name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "INFERENCE_"))
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "streamproc", "estimate", "--time-limit", "8", *arguments],
-            cwd=folder,
-            env={**clean, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        return done
+        return run_command(folder, "estimate", "--time-limit", "8", *arguments, code=code, timeout_s=120)
 
     return run
 

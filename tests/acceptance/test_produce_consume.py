@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from streamproc.cli.lag import PartitionLag, measure
 from streamproc.records import TopicPartition
 from streamproc.settings import KafkaSettings, Settings
 from tests.conftest import Run, TopicName
+from tests.support.commands import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "streamproc"]
@@ -30,8 +30,7 @@ Streamproc = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def environ(embedded_broker: str) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "INFERENCE_"))}
-    return {**clean, "PYTHONPATH": str(ROOT), "STREAMPROC_KAFKA__BOOTSTRAP_SERVERS": embedded_broker}
+    return {**clean_environment(), "STREAMPROC_KAFKA__BOOTSTRAP_SERVERS": embedded_broker}
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from tests.acceptance.test_examples import commands_of
 from tests.conftest import TopicName
 from tests.support.app import App, create, produce, read_to_end
 from tests.support.asyncs import wait_until
+from tests.support.commands import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "streamproc"]
@@ -37,8 +37,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def environ() -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "INFERENCE_"))}
-    return {**clean, "PYTHONPATH": str(ROOT)}
+    return clean_environment()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from streamproc.replay.marks import Source, mark
 from tests.conftest import TopicName
 from tests.support.app import App, committed, create, ends, produce, read_to_end
 from tests.support.asyncs import wait_until
+from tests.support.commands import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "streamproc"]
@@ -50,8 +50,7 @@ Streamproc = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def environ() -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "INFERENCE_"))}
-    return {**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    return {**clean_environment(), "COLUMNS": "120"}
 
 
 @pytest.fixture
