@@ -437,7 +437,7 @@ class TaskStream:
         opened_at = min([span.arrived_at for span in spans])
         batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by=closed_by, fill=0.0)
         report = BatchReport(batch, None, b"{}", attempts=batch.attempt)
-        self._report(report, None, 0, batch.size, Counter(it.cause for _, failures in failed for it in failures))
+        self._report(report, None, 0, batch.size, Counter(it.cause.value for _, failures in failed for it in failures))
         for span, failures in failed:
             self._complete(Outcome(span, bytes([Status.FAILED]) * len(failures), failures, report))
         batch.release()
@@ -500,7 +500,7 @@ class TaskStream:
                 decode_failure(value) if status == Status.FAILED else value
                 for status, value in zip(reply.statuses, reply.values, strict=True)
             ]
-        causes: Counter[str] = Counter(it.cause for it in values if isinstance(it, Failure))
+        causes: Counter[str] = Counter(it.cause.value for it in values if isinstance(it, Failure))
         self._report(report, reply, results, batch.size - results, causes)
         start = 0
         for span, size_bytes in zip(batch.spans, reply.sizes, strict=True):
@@ -594,7 +594,7 @@ class TaskStream:
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
         """Every record of the batch has failed for good."""
         report = BatchReport(batch, worker, b"{}", attempts=batch.attempt)
-        self._report(report, None, 0, batch.size, {failure.cause: batch.size})
+        self._report(report, None, 0, batch.size, {failure.cause.value: batch.size})
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))

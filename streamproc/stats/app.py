@@ -326,7 +326,6 @@ def faust_options(settings: Settings) -> dict[str, Any]:
         "topic_disable_leader": True,
         "stream_recovery_delay": 0,
         "web_enabled": False,
-        "web_port": settings.stats.port,
         "autodiscover": False,
         "worker_redirect_stdouts": False,
     }
