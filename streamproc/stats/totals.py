@@ -66,7 +66,7 @@ def read_metrics(value: bytes | None) -> BatchMetrics | None:
             causes={str(cause): int(count) for cause, count in (it.get("causes") or {}).items()},
             closed_by=str(it.get("closed_by")),
             measures=measures,
-            steps={str(step): float(ms) for step, ms in (it.get("execution_times") or {}).items()},
+            steps={str(step): float(ms) for step, ms in (it.get("execution_times") or {}).items() if ms is not None},
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

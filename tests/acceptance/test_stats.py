@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -33,7 +31,7 @@ from tests.support.commands import clean_environment, run_command
 
 PARTITIONS = 3
 RECORDS = 600
-BACKEND = '''
+BACKEND = """
 from streamproc import InferenceBackend
 
 
@@ -42,7 +40,7 @@ class Backend(InferenceBackend):
         if any(it["number"] % 97 == 0 for it in inputs):
             raise ValueError("not this one")
         return [{"number": it["number"]} for it in inputs]
-'''
+"""
 
 
 @pytest.fixture
@@ -234,7 +232,9 @@ def test_three_replicas_and_a_kill_9_of_stats_its_window_totals_equal_the_sums_o
 
         tens = len({(it["timestamp"] // 10_000, it["replica"]) for it in batches})
         tens += len({it["timestamp"] // 10_000 for it in batches})
-        wait_until(lambda: sum(it["window_s"] == 10 for it in rows().values()) >= tens, "all 10 s windows are published")
+        wait_until(
+            lambda: sum(it["window_s"] == 10 for it in rows().values()) >= tens, "all 10 s windows are published"
+        )
         for replica_of in ("replica-0", "replica-1", "replica-2", None):
             own = [it for it in batches if replica_of in (None, it["replica"])]
             of = [it for it in rows().values() if it["window_s"] == 10 and it["replica"] == replica_of]
@@ -257,6 +257,7 @@ def check(totals: Any, batches: list[Any]) -> None:
     assert totals["closed_by"] == Counter(it["closed_by"] for it in batches)
     waits = [it["wall_time"] for it in batches]
     executes = [it["execution_times"]["execute"] for it in batches if "execution_times" in it]
+    # A step that a backend has not is null, and no step of the window.
     for told, values in ((totals["wall_time"], waits), (totals["execution_times"].get("execute"), executes)):
         if not values:
             assert told is None

@@ -73,7 +73,7 @@ def metrics_record(timestamp_ms: int, *, task: str = "text", replica: str | None
             "results": records - 1,
             "failed": 1,
             "causes": {"rejected": 1},
-            "execution_times": {"execute": 1.5 * records},
+            "execution_times": {"execute": 1.5 * records, "transform_inputs": None},
             "wall_time": 2.0 * records,
             "predicted_wall_time": 1.0 * records,
             "closed_by": "size",
