@@ -1,4 +1,4 @@
-"""``streamproc stats``: three replicas write, it is killed in the midst of it, and its windows still hold every batch."""
+"""``streamproc stats``: three replicas write, it is killed in the midst, and its windows still hold every batch."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ def test_the_parent_does_without_numpy_and_what_else_is_for_workers() -> None:
         == set()
     )
     assert "aiokafka" in its
+    assert its & {"faust", "mode", "streamproc.stats"} == set()
 
 
 def test_the_parent_launches_workers_before_it_imports_the_sidecar() -> None:

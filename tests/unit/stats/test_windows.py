@@ -228,7 +228,7 @@ def test_a_window_takes_late_records_within_the_grace_then_closes_and_is_at_last
     assert windows.totals(key).batches == 2
     assert not windows.is_closed(key)
     assert list(windows.due(0)) == []
-    windows.apply(0, [(3, metrics_record(start + 30_000)), (4, metrics_record(start + 9_999))], NOW_MS)
+    windows.apply(0, [(3, metrics_record(start + 30_000)), (4, metrics_record(start + 9_999))], start + 30_000)
     assert windows.totals(key).batches == 2
     assert windows.progress(0).late == {"10": 1}
     assert windows.is_closed(key)
