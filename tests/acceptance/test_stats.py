@@ -12,6 +12,7 @@ import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import orjson
 import pytest
 
 from streamproc.broker.admin import KafkaAdmin
-from streamproc.broker.interface import NewTopic
+from streamproc.broker.interface import NewTopic, Row
 from streamproc.broker.producer import KafkaProducer
 from streamproc.broker.reader import KafkaReader
 from streamproc.records import TopicPartition
@@ -119,6 +120,10 @@ def running(folder: Path, *arguments: str, log: str, **environ: str) -> Iterator
         process.end(signal.SIGKILL)
 
 
+def is_ready(replica: Process) -> bool:
+    return "ready" in replica.messages()
+
+
 def ask(url: str, path: str) -> Any:
     with urllib.request.urlopen(f"{url}{path}", timeout=10) as answer:  # noqa: S310 - our own, on this machine
         return orjson.loads(answer.read())
@@ -154,7 +159,9 @@ def send(kafka: str, topic: str, numbers: range, run: Run) -> None:
         try:
             for partition in range(PARTITIONS):
                 batch = producer.create_batch(1_000_000)
-                rows = [(None, None, b'{"number": %d}' % it, []) for it in numbers if it % PARTITIONS == partition]
+                rows: list[Row] = [
+                    (None, None, b'{"number": %d}' % it, []) for it in numbers if it % PARTITIONS == partition
+                ]
                 assert batch.extend(rows, 0) == len(rows)
                 await (await producer.send_batch(batch, topic, partition))
         finally:
@@ -176,7 +183,7 @@ def test_three_replicas_and_a_kill_9_of_stats_its_window_totals_equal_the_sums_o
         ]
         first = stack.enter_context(running(folder, "stats", log="stats-1.log"))
         for replica in replicas:
-            wait_until(lambda replica=replica: "ready" in replica.messages(), "the replica is ready")
+            wait_until(partial(is_ready, replica), "the replica is ready")
         url = first.url
 
         def counted(at: str) -> int:
