@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from streamproc.broker.interface import TopicInfo
-from streamproc.broker.translation import brief, chain, missing, refused, translate
+from streamproc.broker.privileges import AclOperation, Privilege
+from streamproc.broker.translation import brief, chain, missing, not_allowed, refused, translate
 from streamproc.errors import BrokerAuthenticationError, BrokerError, BrokerUnreachableError, SettingsError
 from streamproc.settings import KafkaSettings
 
@@ -188,13 +189,42 @@ async def ask_any_broker(client: Any, request: Any) -> Any:
     raise last
 
 
-async def check_topics(connection: Any, topics: Iterable[str], settings: KafkaSettings) -> None:
-    """Raise TopicMissingError for the topics that do not exist; asking does not create them."""
+async def check_topics(
+    connection: Any, topics: Iterable[str], settings: KafkaSettings, operation: AclOperation = "Read"
+) -> None:
+    """Raise what ``why_absent`` says of the topics that are not seen; asking does not create them."""
     wanted = list(topics)
     found = await read_topics(connection.send(all_topics()), settings)
     absent = [topic for topic in wanted if topic not in found]
     if absent:
-        raise missing(absent, settings, found)
+        embedded = is_embedded(connection)
+        raise await why_absent(connection.send, absent, found, settings, operation=operation, embedded=embedded)
+
+
+async def why_absent(
+    ask: Callable[[Any], Awaitable[Any]],
+    absent: list[str],
+    found: Iterable[str],
+    settings: KafkaSettings,
+    *,
+    operation: AclOperation,
+    embedded: bool,
+) -> BrokerError:
+    """Why topics are not among those that Kafka shows us: they do not exist, or we may not see them.
+
+    It leaves out of the list of all topics those that we may not describe. Asked for one by name it says so; the
+    embedded broker, which has no ACLs, would create it. ``operation`` is what is to be done with them.
+    """
+    if not embedded:
+        response = await ask(MetadataRequest(absent, allow_auto_topic_creation=False))
+        refused_to = [
+            topic for code, topic, *_ in response.topics if kafka.for_code(code) is kafka.TopicAuthorizationFailedError
+        ]
+        if refused_to:
+            doing = f"look at topic{'s' if len(refused_to) > 1 else ''} {', '.join(refused_to)}"
+            needs = [Privilege(operation, "Topic", topic) for topic in refused_to]
+            return not_allowed(settings, doing, needs, kafka.TopicAuthorizationFailedError.__name__)
+    return missing(absent, settings, found)
 
 
 async def check_group(connection: Any, group_id: str, settings: KafkaSettings) -> None:
@@ -202,7 +232,8 @@ async def check_group(connection: Any, group_id: str, settings: KafkaSettings) -
     response = await connection.send(FindCoordinatorRequest(group_id, 0))
     error = kafka.for_code(response.error_code)
     if error is kafka.GroupAuthorizationFailedError:
-        raise translate(error(group_id), settings, doing=f"join consumer group {group_id}")
+        needs = [Privilege("Read", "Group", group_id)]
+        raise translate(error(group_id), settings, doing=f"join consumer group {group_id}", needs=needs)
 
 
 async def can_be_idempotent(connection: Any, settings: KafkaSettings) -> bool:
@@ -213,7 +244,10 @@ async def can_be_idempotent(connection: Any, settings: KafkaSettings) -> bool:
         return False
     error = kafka.for_code(response.error_code)
     if error is kafka.ClusterAuthorizationFailedError:
-        raise translate(error(), settings, doing="get a producer id (IdempotentWrite)")
+        # Kafka 3.0 and newer give one to whoever may write to any topic.
+        needs = [Privilege("Write", "Topic", "(those to be written to)")]
+        reason = f"{error.__name__}; before Kafka 3.0, IdempotentWrite on Cluster"
+        raise not_allowed(settings, "get a producer id", needs, reason)
     # The embedded broker lists the request and answers "unknown error"; a cluster that is just starting is retriable.
     return not (error is kafka.UnknownError or error is kafka.UnsupportedVersionError)
 
@@ -234,7 +268,8 @@ async def read_topics(answer: Any, settings: KafkaSettings) -> dict[str, TopicIn
     for code, topic, internal, partitions in response.topics:
         error = kafka.for_code(code)
         if error is kafka.TopicAuthorizationFailedError:
-            raise translate(error(topic), settings, doing=f"look at topic {topic}", topic=topic)
+            needs = [Privilege("Describe", "Topic", topic)]
+            raise translate(error(topic), settings, doing=f"look at topic {topic}", topic=topic, needs=needs)
         if error is kafka.NoError or (error is kafka.LeaderNotAvailableError and partitions):
             replicas = min((len(partition[3]) for partition in partitions), default=0)
             found[topic] = TopicInfo(len(partitions), replicas, bool(internal))

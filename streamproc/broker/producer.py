@@ -39,11 +39,13 @@ from streamproc.broker.connection import (
     is_embedded,
     pace_metadata,
     read_topics,
+    why_absent,
 )
 from streamproc.broker.interface import BatchBuilder, Compression, Headers, Row
+from streamproc.broker.privileges import AclOperation, Privilege
 from streamproc.broker.produce_requests import send_in_one_piece
 from streamproc.broker.topic_watch import OutputTopics, watch_topics
-from streamproc.broker.translation import missing, translate
+from streamproc.broker.translation import not_allowed, translate
 from streamproc.errors import BrokerError, SettingsError
 from streamproc.settings import KafkaSettings
 
@@ -99,6 +101,7 @@ class KafkaProducer:
         """The topics that were there when they were asked for."""
         self._topics = OutputTopics(settings)
         self._watching: asyncio.Task[None] | None = None
+        self._embedded = False
 
     async def start(self) -> None:
         """Connect, and find out whether the broker supports idempotent producers; if not, say so once in the log."""
@@ -106,7 +109,7 @@ class KafkaProducer:
         options = client_options(settings, self._client_id)
         async with first_connection(settings, self._client_id) as connection:
             idempotent = await can_be_idempotent(connection, settings)
-            embedded = is_embedded(connection)
+            self._embedded = is_embedded(connection)
         if not idempotent:
             log.info(
                 "the broker at %s supports no idempotent producers: results may arrive twice after a lost connection",
@@ -124,7 +127,7 @@ class KafkaProducer:
             if isinstance(error, kafka.KafkaError | OSError):
                 raise translate(error, settings, doing="start a producer") from error
             raise
-        if not embedded:
+        if not self._embedded:
             self._watch()
 
     def _make(self, options: dict[str, Any], **more: Any) -> Any:
@@ -241,15 +244,20 @@ class KafkaProducer:
         # Shielded: aiokafka's sender would fail over a batch whose future somebody cancelled.
         return cast("asyncio.Future[object]", asyncio.shield(submitted.future))
 
-    async def partition_count(self, topic: str) -> int:
-        """How many partitions the topic has. Raises TopicMissingError; asking creates no topic."""
+    async def partition_count(self, topic: str, *, operation: AclOperation = "Write") -> int:
+        """How many partitions the topic has; see ``interface.Producer``."""
         known = self._inner.client.cluster.partitions_for_topic(topic)
-        return len(known) if known is not None else await self._look_up(topic)
+        return len(known) if known is not None else await self._look_up(topic, operation)
 
     async def max_message_bytes(self, topic: str) -> int | None:
         """The size in bytes of the largest batch that the topic takes, or None where we may not know."""
         try:
             entries = await describe_configs(self._inner.client, topic)
+        except kafka.TopicAuthorizationFailedError as error:
+            needs = [Privilege("DescribeConfigs", "Topic", topic)]
+            refused = not_allowed(self._settings, f"see what topic {topic} takes", needs, type(error).__name__)
+            log.warning("%s; Kafka's default max.message.bytes is taken for it", refused)
+            return None
         except (kafka.KafkaError, OSError, NotImplementedError):
             return None
         entry = entries.get("max.message.bytes")
@@ -273,7 +281,7 @@ class KafkaProducer:
                 bootstrap_servers=self._settings.bootstrap_servers,
             )
 
-    async def _look_up(self, topic: str) -> int:
+    async def _look_up(self, topic: str, operation: AclOperation = "Write") -> int:
         client = self._inner.client
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.connect_timeout_s
@@ -281,7 +289,10 @@ class KafkaProducer:
             while True:
                 topics = await read_topics(ask_any_broker(client, all_topics()), self._settings)
                 if topic not in topics:
-                    raise missing([topic], self._settings, topics)
+                    ask = partial(ask_any_broker, client)
+                    raise await why_absent(
+                        ask, [topic], topics, self._settings, operation=operation, embedded=self._embedded
+                    )
                 count = topics[topic].partitions
                 # From here on aiokafka watches the topic by itself.
                 client.add_topic(topic)
@@ -299,7 +310,8 @@ class KafkaProducer:
     def _translated(self, error: BaseException, topic: str) -> BrokerError:
         if self._topics.is_missing(topic):
             return self._topics.error(topic)
-        return translate(error, self._settings, doing=f"write to topic {topic}", topic=topic)
+        needs = [Privilege("Write", "Topic", topic)]
+        return translate(error, self._settings, doing=f"write to topic {topic}", topic=topic, needs=needs)
 
     def _leave(self, size: int, _: object) -> None:
         self._places.release()

@@ -15,6 +15,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streamproc.broker import fetched_records
 from streamproc.broker.connection import client_options, first_connection, is_embedded, isolation_level
+from streamproc.broker.privileges import Privilege
 from streamproc.broker.translation import translate
 from streamproc.records import TopicPartition, TopicRecord
 from streamproc.settings import KafkaSettings
@@ -107,7 +108,9 @@ class KafkaReader:
                 max_records=max_records,
             )
         except (kafka.KafkaError, OSError) as error:
-            raise translate(error, self._settings, doing="read") from error
+            topics = sorted({topic for topic, _ in self._inner.assignment()})
+            needs = [Privilege("Read", "Topic", topic) for topic in topics]
+            raise translate(error, self._settings, doing="read", needs=needs) from error
         return cast("Mapping[TopicPartition, Sequence[TopicRecord]]", found)
 
     async def position(self, partition: TopicPartition) -> int:

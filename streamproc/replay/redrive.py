@@ -187,6 +187,14 @@ class Redrive:
         self._topics = await self._admin.topics()
         self._log_ends = await self._admin.end_offsets(list(self._ends))
         await self._go_to_committed()
+        try:
+            await self._send()
+        except TopicMissingError as error:
+            await self._admin.check_topics(error.topics, "Write")  # it may only be hidden from us
+            raise
+        return self.outcome
+
+    async def _send(self) -> None:
         begun, given_up = self._clock(), 0
         while (chunk := await self._next()) is not None:
             if self._producer is None:
@@ -204,7 +212,6 @@ class Redrive:
             if self._options.rate is not None:
                 due = begun + self.outcome.sent.total() / self._options.rate
                 await asyncio.sleep(max(0.0, due - self._clock()))
-        return self.outcome
 
     # -- reading
 
