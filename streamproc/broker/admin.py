@@ -22,6 +22,7 @@ from streamproc.broker.connection import (
     all_topics,
     ask_any_broker,
     client_options,
+    ended,
     first_connection,
     is_embedded,
     isolation_level,
@@ -87,8 +88,13 @@ class KafkaAdmin:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._reader.stop()
-        await self._inner.close()
+        for stopping, client in (
+            (self._reader.stop(), self._reader._client),  # noqa: SLF001 - as below
+            (self._inner.close(), self._client),
+        ):
+            closed = await ended(stopping, client)
+            if not closed.cancelled():  # as a reader that is closed at once is, by aiokafka itself
+                closed.result()
 
     async def topics(self) -> Mapping[str, TopicInfo]:
         """All topics, Kafka's internal ones included and marked."""

@@ -33,6 +33,11 @@ _RETRY_PAUSE_S = 0.2
 _ADVERTISED_TIMEOUT_S = 3.0
 _METADATA_MAX_AGE_MS = 30_000
 _METADATA_PAUSE_S = 0.1
+_CLOSING_PAUSE_S = 0.5
+_OTHER_NAME = (62, 64)
+"""OpenSSL's: the certificate is for another name, or another address."""
+_OF_OURS = ("ALERT_BAD_CERTIFICATE", "ALERT_CERTIFICATE_UNKNOWN", "ALERT_UNKNOWN_CA", "ALERT_CERTIFICATE_REQUIRED")
+"""What the other side complains of our certificate with, OpenSSL and Java."""
 _NO_TRANSACTION_TIMEOUT = 2**31 - 1
 
 
@@ -73,6 +78,24 @@ def pace_metadata(client: Any) -> None:
             answered_at = loop.time()
 
     client._metadata_update = paced  # noqa: SLF001
+
+
+async def ended(stopping: Awaitable[Any], client: Any) -> asyncio.Future[Any]:
+    """The end of an aiokafka client, waited for; its outcome is left to the caller.
+
+    Over TLS a connection is closed once the other side has agreed, and Kafka does not while it holds back an answer:
+    the event loop would wait for half a minute. What is said is said by then, so such a connection is cut.
+    """
+    transports = [it._writer.transport for it in client._conns.values() if it._writer is not None]  # noqa: SLF001
+    task = asyncio.ensure_future(stopping)
+    try:
+        while not (await asyncio.wait({task}, timeout=_CLOSING_PAUSE_S))[0]:
+            for transport in transports:
+                if transport.is_closing():
+                    transport.abort()
+    finally:
+        task.cancel()  # where we were told to stop waiting
+    return task
 
 
 def _security_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -361,12 +384,8 @@ async def _told_apart(host: str, port: int, error: BaseException, settings: Kafk
     """The error itself when trying again may help, or the final error of our tree."""
     tls_wanted = settings.security_protocol.endswith("SSL")
     for it in chain(error):
-        if isinstance(it, ssl.SSLCertVerificationError):
-            return BrokerAuthenticationError(
-                f"the certificate of {host}:{port} is not trusted ({it.verify_message}); set kafka.ssl_ca_file to the "
-                f"authority that signed it, or see kafka.ssl_check_hostname",
-                bootstrap_servers=settings.bootstrap_servers,
-            )
+        if isinstance(it, ssl.SSLError) and (wrong := _wrong_certificate(it, settings)):
+            return BrokerAuthenticationError(f"{host}:{port} {wrong}", bootstrap_servers=settings.bootstrap_servers)
         if isinstance(it, ssl.SSLError):
             return refused(f"the TLS handshake with {host}:{port} fails ({it.reason or it})", settings)
         if isinstance(
@@ -380,6 +399,26 @@ async def _told_apart(host: str, port: int, error: BaseException, settings: Kafk
             bootstrap_servers=settings.bootstrap_servers,
         )
     return error
+
+
+def _wrong_certificate(error: ssl.SSLError, settings: KafkaSettings) -> str:
+    """What is wrong with a certificate, theirs or ours; empty where it is something else."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        told = error.verify_message.rstrip(".")
+        if error.verify_code in _OTHER_NAME:
+            return (
+                f"has a certificate that is not for that name ({told}); write in kafka.bootstrap_servers, and as the "
+                f"brokers' advertised.listeners, what it is for, or see kafka.ssl_check_hostname"
+            )
+        return f"has a certificate that is not trusted ({told}); set kafka.ssl_ca_file to the authority that signed it"
+    if not (error.reason or "").endswith(_OF_OURS):
+        return ""
+    if settings.ssl_cert_file is None:
+        return f"wants a client certificate ({error.reason}); set kafka.ssl_cert_file and kafka.ssl_key_file"
+    return (
+        f"does not take our certificate ({error.reason}); see that kafka.ssl_cert_file ({settings.ssl_cert_file}) is "
+        f"signed by an authority that the brokers trust"
+    )
 
 
 async def _speaks_tls(host: str, port: int) -> bool:

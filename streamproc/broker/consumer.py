@@ -45,6 +45,7 @@ from streamproc.broker.connection import (
     check_group,
     check_topics,
     client_options,
+    ended,
     first_connection,
     is_embedded,
     isolation_level,
@@ -182,7 +183,7 @@ class KafkaConsumer:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         inner = self._inner
-        stopping = asyncio.ensure_future(inner.stop())
+        stopping = asyncio.ensure_future(_stop(inner))
         await asyncio.wait({stopping}, timeout=_STOP_TIMEOUT_S)
         if not stopping.done():  # the broker holds back the answer to a join, or is gone: leave without its consent
             stopping.cancel()
@@ -508,6 +509,10 @@ class KafkaConsumer:
             self._callback_error = error
         except Exception as error:  # noqa: BLE001 - it is raised again, in the task that reads
             self._callback_error = error
+
+
+async def _stop(inner: Any) -> None:
+    (await ended(inner.stop(), inner._client)).result()  # noqa: SLF001 - what it has to wait for
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka ships no types

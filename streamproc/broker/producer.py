@@ -35,6 +35,7 @@ from streamproc.broker.connection import (
     ask_any_broker,
     can_be_idempotent,
     client_options,
+    ended,
     first_connection,
     is_embedded,
     pace_metadata,
@@ -46,7 +47,7 @@ from streamproc.broker.privileges import AclOperation, Privilege
 from streamproc.broker.produce_requests import send_in_one_piece
 from streamproc.broker.topic_watch import OutputTopics, watch_topics
 from streamproc.broker.translation import not_allowed, translate
-from streamproc.errors import BrokerError, SettingsError
+from streamproc.errors import BrokerAuthorizationError, BrokerError, SettingsError
 from streamproc.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
@@ -102,21 +103,26 @@ class KafkaProducer:
         self._topics = OutputTopics(settings)
         self._watching: asyncio.Task[None] | None = None
         self._embedded = False
+        self._may_not_write: BrokerAuthorizationError | None = None
 
     async def start(self) -> None:
         """Connect, and find out whether the broker supports idempotent producers; if not, say so once in the log."""
         settings = self._settings
         options = client_options(settings, self._client_id)
         async with first_connection(settings, self._client_id) as connection:
-            idempotent = await can_be_idempotent(connection, settings)
+            try:
+                idempotent = await can_be_idempotent(connection, settings)
+            except BrokerAuthorizationError as error:
+                # We may write to no topic; that is told once it is known which one is meant.
+                idempotent, self._may_not_write = True, error
             self._embedded = is_embedded(connection)
         if not idempotent:
             log.info(
                 "the broker at %s supports no idempotent producers: results may arrive twice after a lost connection",
                 settings.bootstrap_servers,
             )
-        self._inner = self._make(options, enable_idempotence=idempotent)
-        if idempotent:
+        self._inner = self._make(options, enable_idempotence=idempotent and self._may_not_write is None)
+        if idempotent and self._may_not_write is None:
             self._sequences = Sequences(self._inner._txn_manager)  # noqa: SLF001
             self._sequences.renew_before_sending(self._inner._sender)  # noqa: SLF001
         try:
@@ -183,7 +189,7 @@ class KafkaProducer:
             accumulator.fail_all(kafka.KafkaTimeoutError("not written before the end"))
         await flushing
         try:
-            await inner.stop()
+            (await ended(inner.stop(), inner.client)).result()
         except Exception as error:  # noqa: BLE001 - the batches' futures have told what matters
             log.debug("the producer stopped with %r", error)
             await inner.client.close()
@@ -293,6 +299,8 @@ class KafkaProducer:
                     raise await why_absent(
                         ask, [topic], topics, self._settings, operation=operation, embedded=self._embedded
                     )
+                if operation == "Write" and self._may_not_write is not None:
+                    raise self._may_not_write
                 count = topics[topic].partitions
                 # From here on aiokafka watches the topic by itself.
                 client.add_topic(topic)
