@@ -695,6 +695,12 @@ class HttpSettings(Section):
     `Authorization: Bearer …`; better from STREAMPROC_HTTP__TOKEN or a file."""
     token_file: SettingsPath | None = None
     """File that holds the token, for secrets mounted into a container."""
+    tls_cert_file: SettingsPath | None = None
+    """Certificate, with its chain, to be asked by https with; read again at every reload."""
+    tls_key_file: SettingsPath | None = None
+    """Private key of the certificate."""
+    max_connections: int = Field(default=2_000, ge=10)
+    """Most connections at a time; those that have asked for nothing go first."""
     predict: PredictSettings = PredictSettings()
     """Predictions over HTTP."""
 
@@ -717,6 +723,10 @@ class HttpSettings(Section):
         if self.token is not None and self.token_file is not None:
             keys = [("token_file",), ("token",)]
             raise CrossFieldError("is set, and so is token", hint="keep one of them", keys=keys)
+        if self.tls_key_file is not None and self.tls_cert_file is None:
+            raise CrossFieldError("needs the certificate", hint="set tls_cert_file too", keys=[("tls_key_file",)])
+        if self.tls_cert_file is not None and self.tls_key_file is None:
+            raise CrossFieldError("needs its private key", hint="set tls_key_file too", keys=[("tls_cert_file",)])
         if self.predict.enabled and not (self.is_private or self.token is not None or self.token_file is not None):
             raise CrossFieldError(
                 f"whoever reaches {self.host} could ask for predictions",

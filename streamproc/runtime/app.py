@@ -18,8 +18,9 @@ import uvloop
 
 from streamproc.broker.connections import KafkaConnections
 from streamproc.broker.interface import Connections
-from streamproc.errors import ReloadBusyError, ReloadRefusedError
+from streamproc.errors import ReloadBusyError, ReloadRefusedError, SettingsError
 from streamproc.observe.logs import configure_logging
+from streamproc.observe.tls import ServerTls
 from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.reload import Load, Reloader
@@ -40,13 +41,14 @@ class Application:
         warn_of_memory(settings)
         self._declared = declared_topics(settings)
         self._token = http_token(settings.http)
+        self._tls = ServerTls.of(settings.http)
         self.processor = Processor(
             settings,
             worker_setup(settings, self._declared),
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
         )
-        self.reloader = None if load is None else Reloader(self.processor, load, time.time, _configure_logging)
+        self.reloader = None if load is None else Reloader(self.processor, load, time.time, self._on_reloaded)
         self.sidecar: Sidecar | None = None
         """None until it is started, and where ``http.enabled`` is false."""
 
@@ -67,7 +69,15 @@ class Application:
         inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
         reload = None if self.reloader is None else self.reloader.reload
         app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token, reload=reload)
-        return Sidecar(app, http.host, http.port)
+        return Sidecar(app, http.host, http.port, tls=self._tls, max_connections=http.max_connections)
+
+    def _on_reloaded(self, settings: Settings) -> None:
+        _configure_logging(settings)
+        if self._tls is not None:
+            try:
+                self._tls.load()
+            except SettingsError as error:
+                log.warning("the sidecar keeps the certificate that it has: %s", error)
 
     async def stop(self) -> None:
         """Stop the processor, then the sidecar, which answers until the end."""
