@@ -24,7 +24,15 @@ from streamproc.observe.tls import ServerTls
 from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.reload import Load, Reloader
-from streamproc.runtime.startup import declared_topics, http_token, task_inputs, warn_of_memory, worker_setup
+from streamproc.runtime.startup import (
+    declared_topics,
+    http_token,
+    predict_token,
+    task_inputs,
+    warn_of_memory,
+    warn_of_open_secrets,
+    worker_setup,
+)
 from streamproc.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,8 +47,9 @@ class Application:
     def __init__(self, settings: Settings, connections: Connections | None = None, *, load: Load | None = None) -> None:
         """``load`` reads the settings again, for a reload; without there is none."""
         warn_of_memory(settings)
+        warn_of_open_secrets(settings)
         self._declared = declared_topics(settings)
-        self._token = http_token(settings.http)
+        self._tokens = http_token(settings.http), predict_token(settings.http)
         self._tls = ServerTls.of(settings.http)
         self.processor = Processor(
             settings,
@@ -68,7 +77,16 @@ class Application:
         http = self.processor.settings.http
         inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
         reload = None if self.reloader is None else self.reloader.reload
-        app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token, reload=reload)
+        token, for_predictions = self._tokens
+        app = create_app(
+            self.processor,
+            self.processor.metrics,
+            http,
+            inputs=inputs,
+            token=token,
+            predict_token=for_predictions,
+            reload=reload,
+        )
         return Sidecar(app, http.host, http.port, tls=self._tls, max_connections=http.max_connections)
 
     def _on_reloaded(self, settings: Settings) -> None:
