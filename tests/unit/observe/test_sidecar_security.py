@@ -25,7 +25,9 @@ from streamproc.observe.metrics import Metrics
 from streamproc.observe.server import MAX_HEAD_BYTES, Sidecar
 from streamproc.observe.status import EXAMPLE, CircuitStatus, ReloadStatus
 from streamproc.observe.tls import ServerTls
-from streamproc.settings import HttpSettings
+from streamproc.runtime import app
+from streamproc.settings import HttpSettings, Settings
+from streamproc.testing import MemoryBroker
 from tests.support.asyncs import wait_until
 from tests.support.certificates import Authority, Signed
 from tests.support.sidecars import write_settings
@@ -174,6 +176,35 @@ def test_a_renewed_certificate_is_shown_once_it_is_loaded_and_a_broken_one_never
         assert serial(port, authority) != before
 
 
+def test_a_reload_of_the_processor_takes_the_renewed_certificate(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app, "configure_logging", lambda *_, **__: None)
+    first, second = authority.sign("first"), authority.sign("second")
+    settings = Settings.model_validate(
+        {
+            "name": "app",
+            "backend": {"path": "inference:Backend"},
+            "tasks": {"main": {"input": {"topics": ["in"]}}},
+            "http": certified(first),
+        }
+    )
+
+    async def made() -> app.Application:
+        return app.Application(settings, MemoryBroker())
+
+    application = asyncio.run(made())
+    with serving(application._tls) as port:
+        before = serial(port, authority)
+        first.certificate.write_bytes(second.certificate.read_bytes())
+        application._on_reloaded(settings)
+        assert "the sidecar keeps the certificate that it has: http.tls_cert_file: " in caplog.text
+        assert serial(port, authority) == before
+        first.key.write_bytes(second.key.read_bytes())
+        application._on_reloaded(settings)
+        assert serial(port, authority) != before
+
+
 def test_files_that_are_no_certificate_are_named(tmp_path: Path) -> None:
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("nonsense")
@@ -256,11 +287,10 @@ def test_a_request_that_takes_long_is_not_cut_off() -> None:
         assert EXAMPLE.last_reload is not None
         return EXAMPLE.last_reload
 
-    view = Mock(spec=ProcessorView)
-    app = create_app(view, Metrics(), HttpSettings(), reload=slow)
+    slow_app = create_app(Mock(spec=ProcessorView), Metrics(), HttpSettings(), reload=slow)
 
     async def main() -> None:
-        sidecar = Sidecar(app, "127.0.0.1", 0, head_timeout_s=0.1)
+        sidecar = Sidecar(slow_app, "127.0.0.1", 0, head_timeout_s=0.1)
         await sidecar.start()
         async with httpx.AsyncClient() as client:
             asked = asyncio.ensure_future(
