@@ -23,6 +23,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -190,7 +191,8 @@ class Redrive:
         try:
             await self._send()
         except TopicMissingError as error:
-            await self._admin.check_topics(error.topics, "Write")  # it may only be hidden from us
+            with contextlib.suppress(TopicMissingError):
+                await self._admin.check_topics(error.topics, "Write")  # it may only be hidden from us
             raise
         return self.outcome
 
