@@ -116,6 +116,7 @@ class KafkaAdmin:
             for it in topics
         ]
         named = ", ".join(it.name for it in topics)
+        await self._controlled(f"create topics {named}")
         response = await self._try(self._inner.create_topics(new), f"create topics {named}")
         self._raise_first(response.topic_errors, "create", "Create")
         await self._seen(lambda found: all(it.name in found for it in topics))
@@ -125,6 +126,7 @@ class KafkaAdmin:
         if not names:
             return
         await self.check_topics(names, "Delete")
+        await self._controlled(f"delete topics {', '.join(names)}")
         response = await self._try(self._inner.delete_topics(list(names)), f"delete topics {', '.join(names)}")
         self._raise_first(response.topic_error_codes, "delete", "Delete")
         await self._seen(lambda found: not any(name in found for name in names))
@@ -153,6 +155,7 @@ class KafkaAdmin:
                 f"and create the topic with {total} partitions",
                 bootstrap_servers=self._settings.bootstrap_servers,
             )
+        await self._controlled(f"add partitions to topic {topic}")
         request = self._inner.create_partitions({topic: NewPartitions(total)})
         await self._try(request, f"add partitions to topic {topic}", "Alter", topic)
         await self._seen(lambda found: topic in found and found[topic].partitions >= total)
@@ -243,6 +246,16 @@ class KafkaAdmin:
             ask = partial(ask_any_broker, self._client)
             reason = why_absent(ask, absent, found, self._settings, operation=operation, embedded=self._embedded)
             raise await self._try(reason, f"look at topic {', '.join(absent)}")
+
+    async def _controlled(self, doing: str) -> None:
+        """Wait for a controller, without which aiokafka fails: a broker that has just come back may know of none."""
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                while self._client.cluster.controller is None:
+                    await asyncio.sleep(_POLL_S)
+                    await self._client.force_metadata_update()
+        except (TimeoutError, kafka.KafkaError, OSError) as error:
+            raise translate(error, self._settings, doing=doing) from error
 
     async def _seen(self, condition: Callable[[Mapping[str, TopicInfo]], bool]) -> None:
         """Wait until a change has got round to the brokers that answer clients."""
