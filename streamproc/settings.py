@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -653,6 +653,10 @@ class PredictSettings(Section):
 
     enabled: bool | None = None
     """Whether to answer them; by default where not everybody can ask: at a loopback address, or with a token."""
+    token: SecretStr | None = Field(default=None, min_length=1)
+    """A token that is good for predictions and nothing else, beside http.token, which is good for all."""
+    token_file: SettingsPath | None = None
+    """File that holds this token."""
     batch_with: Literal["apart", "kafka"] = "apart"
     """`apart`: requests batch among themselves and share the workers with their task's records evenly; `kafka`: they
     batch with the records, in order of arrival, and wait behind what was read before them."""
@@ -669,6 +673,9 @@ class PredictSettings(Section):
 
     @model_validator(mode="after")
     def _a_body_can_wait(self) -> Self:
+        if self.token is not None and self.token_file is not None:
+            keys = [("token_file",), ("token",)]
+            raise CrossFieldError("is set, and so is token", hint="keep one of them", keys=keys)
         if self.max_waiting_bytes < self.max_body_bytes:
             raise CrossFieldError(
                 f"{self.max_waiting_bytes} is below max_body_bytes ({self.max_body_bytes}), so that such a body would "
@@ -695,6 +702,12 @@ class HttpSettings(Section):
     `Authorization: Bearer …`; better from STREAMPROC_HTTP__TOKEN or a file."""
     token_file: SettingsPath | None = None
     """File that holds the token, for secrets mounted into a container."""
+    tls_cert_file: SettingsPath | None = None
+    """Certificate, with its chain, to be asked by https with; read again at every reload."""
+    tls_key_file: SettingsPath | None = None
+    """Private key of the certificate."""
+    max_connections: int = Field(default=2_000, ge=10)
+    """Most connections at a time; those that have asked for nothing go first."""
     predict: PredictSettings = PredictSettings()
     """Predictions over HTTP."""
 
@@ -709,15 +722,23 @@ class HttpSettings(Section):
     @property
     def predicts(self) -> bool:
         """Whether predictions are answered, the default filled in."""
-        guarded = self.is_private or self.token is not None or self.token_file is not None
-        return guarded if self.predict.enabled is None else self.predict.enabled
+        return self._not_for_everybody if self.predict.enabled is None else self.predict.enabled
+
+    @property
+    def _not_for_everybody(self) -> bool:
+        tokens = (self.token, self.token_file, self.predict.token, self.predict.token_file)
+        return self.is_private or any(it is not None for it in tokens)
 
     @model_validator(mode="after")
     def _not_everybody_may_ask(self) -> Self:
         if self.token is not None and self.token_file is not None:
             keys = [("token_file",), ("token",)]
             raise CrossFieldError("is set, and so is token", hint="keep one of them", keys=keys)
-        if self.predict.enabled and not (self.is_private or self.token is not None or self.token_file is not None):
+        if self.tls_key_file is not None and self.tls_cert_file is None:
+            raise CrossFieldError("needs the certificate", hint="set tls_cert_file too", keys=[("tls_key_file",)])
+        if self.tls_cert_file is not None and self.tls_key_file is None:
+            raise CrossFieldError("needs its private key", hint="set tls_key_file too", keys=[("tls_cert_file",)])
+        if self.predict.enabled and not self._not_for_everybody:
             raise CrossFieldError(
                 f"whoever reaches {self.host} could ask for predictions",
                 hint="set http.token_file, or STREAMPROC_HTTP__TOKEN in the environment, or listen at 127.0.0.1",
@@ -893,3 +914,17 @@ class TaskTopics(Section):
     results: str
     metrics: str
     dead: str
+
+
+def _secrets(model: type[BaseModel], name: str) -> Iterator[str]:
+    """The environment variables of the secrets in a section, in upper case."""
+    for field, info in model.model_fields.items():
+        below = f"{name}{field.upper()}"
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _secrets(info.annotation, f"{below}__")
+        elif SecretStr in get_args(info.annotation):
+            yield below
+
+
+SECRET_VARIABLES = frozenset(_secrets(Settings, "STREAMPROC_"))
+"""The environment variables that hold secrets of ours, in upper case."""

@@ -99,12 +99,14 @@ def create_app(
     *,
     inputs: Mapping[str, TaskInput] | None = None,
     token: str | None = None,
+    predict_token: str | None = None,
     reload: Callable[[], Awaitable[ReloadStatus]] | None = None,
 ) -> FastAPI:
     """The application for one processor; ``Sidecar`` serves it.
 
     ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them, and for
-    changes from elsewhere than this machine. ``reload`` reloads the processor, where it has files to read.
+    changes from elsewhere than this machine; ``predict_token`` does for predictions, too. ``reload`` reloads the
+    processor, where it has files to read.
     """
     app = _Application(
         title="streamproc",
@@ -115,7 +117,8 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.guarded = token is not None
+    tokens = [it for it in (token, predict_token) if it is not None]
+    app.guarded = bool(tokens)
     app.include_router(_health_routes(view, settings.stalled_after_s))
     app.include_router(_observation_routes(view, metrics))
     app.include_router(_circuit_routes(view, token))
@@ -125,7 +128,7 @@ def create_app(
     app.include_router(docs_routes())
     if inputs is not None:
         app.inputs = inputs
-        app.include_router(predict_routes(view.request, settings.predict, list(inputs), token))
+        app.include_router(predict_routes(view.request, settings.predict, list(inputs), tokens))
     app.add_middleware(RequestLog)
     return app
 

@@ -35,7 +35,7 @@ from streamproc.settings import PredictSettings
 STATUSES = {
     200: "every record has a result",
     207: "some record of an array has no result; `errors` says which, and why",
-    401: "the token is missing, or is not the one of http.token",
+    401: "the token is missing, or is not that of http.token or http.predict.token",
     403: "without http.token only this machine may ask, by the name localhost or by its address",
     404: "there is no such task",
     413: "the body is larger than http.predict.max_body_bytes, or has more records than http.predict.max_records",
@@ -71,13 +71,13 @@ class _RefusedError(Exception):
         super().__init__(detail)
 
 
-def predict_routes(open_: Open, settings: PredictSettings, tasks: Sequence[str], token: str | None) -> APIRouter:
+def predict_routes(open_: Open, settings: PredictSettings, tasks: Sequence[str], tokens: Sequence[str]) -> APIRouter:
     """The route of every task; ``describe`` documents them one by one."""
     router = APIRouter()
 
     @router.post("/tasks/{task}/predict", include_in_schema=False)
     async def predict(task: str, request: Request) -> Response:
-        refusal = _refusal(request, token)
+        refusal = _refusal(request, tokens)
         if refusal is not None:
             return _answer(*refusal, {"WWW-Authenticate": "Bearer"} if refusal[0] == 401 else {})
         if task not in tasks:
@@ -208,11 +208,11 @@ def has_token(request: Request, token: str) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
-def _refusal(request: Request, token: str | None) -> tuple[int, str] | None:
+def _refusal(request: Request, tokens: Sequence[str]) -> tuple[int, str] | None:
     """Why a request is not even looked at: status and sentence."""
-    if token is not None:
-        if not has_token(request, token):
-            return 401, "send the token of http.token as `Authorization: Bearer …`"
+    if tokens:
+        if not any(has_token(request, token) for token in tokens):
+            return 401, "send the token of http.token, or of http.predict.token, as `Authorization: Bearer …`"
     elif not _is_this_machine(request.headers.get("host", "")):
         return 403, STATUSES[403]
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != _JSON:

@@ -18,12 +18,21 @@ import uvloop
 
 from streamproc.broker.connections import KafkaConnections
 from streamproc.broker.interface import Connections
-from streamproc.errors import ReloadBusyError, ReloadRefusedError
+from streamproc.errors import ReloadBusyError, ReloadRefusedError, SettingsError
 from streamproc.observe.logs import configure_logging
+from streamproc.observe.tls import ServerTls
 from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.reload import Load, Reloader
-from streamproc.runtime.startup import declared_topics, http_token, task_inputs, warn_of_memory, worker_setup
+from streamproc.runtime.startup import (
+    declared_topics,
+    http_token,
+    predict_token,
+    task_inputs,
+    warn_of_memory,
+    warn_of_open_secrets,
+    worker_setup,
+)
 from streamproc.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,15 +47,17 @@ class Application:
     def __init__(self, settings: Settings, connections: Connections | None = None, *, load: Load | None = None) -> None:
         """``load`` reads the settings again, for a reload; without there is none."""
         warn_of_memory(settings)
+        warn_of_open_secrets(settings)
         self._declared = declared_topics(settings)
-        self._token = http_token(settings.http)
+        self._tokens = http_token(settings.http), predict_token(settings.http)
+        self._tls = ServerTls.of(settings.http)
         self.processor = Processor(
             settings,
             worker_setup(settings, self._declared),
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
         )
-        self.reloader = None if load is None else Reloader(self.processor, load, time.time, _configure_logging)
+        self.reloader = None if load is None else Reloader(self.processor, load, time.time, self._on_reloaded)
         self.sidecar: Sidecar | None = None
         """None until it is started, and where ``http.enabled`` is false."""
 
@@ -66,8 +77,25 @@ class Application:
         http = self.processor.settings.http
         inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
         reload = None if self.reloader is None else self.reloader.reload
-        app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token, reload=reload)
-        return Sidecar(app, http.host, http.port)
+        token, for_predictions = self._tokens
+        app = create_app(
+            self.processor,
+            self.processor.metrics,
+            http,
+            inputs=inputs,
+            token=token,
+            predict_token=for_predictions,
+            reload=reload,
+        )
+        return Sidecar(app, http.host, http.port, tls=self._tls, max_connections=http.max_connections)
+
+    def _on_reloaded(self, settings: Settings) -> None:
+        _configure_logging(settings)
+        if self._tls is not None:
+            try:
+                self._tls.load()
+            except SettingsError as error:
+                log.warning("the sidecar keeps the certificate that it has: %s", error)
 
     async def stop(self) -> None:
         """Stop the processor, then the sidecar, which answers until the end."""

@@ -259,7 +259,10 @@ class TaskStream:
         written = dict.fromkeys((self.topics.results, self.topics.dead, self.topics.metrics))
         topics = [*written, *(topic for topic in self.topics.inputs if topic not in written)]
         # All at once: a client asks for metadata ten times a second at most.
-        counts = dict(zip(topics, await asyncio.gather(*map(self._producer.partition_count, topics)), strict=True))
+        asking = [
+            self._producer.partition_count(topic, operation="Write" if topic in written else "Read") for topic in topics
+        ]
+        counts = dict(zip(topics, await asyncio.gather(*asking), strict=True))
         limits = await asyncio.gather(*map(self._producer.max_message_bytes, written))
         known = {
             topic: OutputTopic(topic, counts[topic], limit or DEFAULT_MAX_MESSAGE_BYTES)

@@ -267,6 +267,33 @@ def test_with_a_token_only_who_sends_it_is_answered_whatever_the_host(authorizat
     assert (answer.headers.get("www-authenticate") == "Bearer") is (status == 401)
 
 
+def test_the_token_for_predictions_is_good_for_those_and_for_no_change() -> None:
+    for_all, for_predictions = "Bearer hunter2", "Bearer hunter3"
+    both = create_app(
+        Predicting(),
+        Metrics(),
+        HttpSettings(),
+        inputs=INPUTS,
+        token="hunter2",  # noqa: S106 - a test
+        predict_token="hunter3",  # noqa: S106 - as above
+    )
+    circuit = "/tasks/text/circuit/open"
+    for authorization, predicts, changes in ((for_all, 200, 200), (for_predictions, 200, 401), ("Bearer x", 401, 401)):
+        asked = {"host": "10.0.0.7", "authorization": authorization}
+        assert post(both, b"{}", **asked).status_code == predicts
+        assert post(both, b"", path=circuit, **asked).status_code == changes
+    alone = create_app(
+        Predicting(),
+        Metrics(),
+        HttpSettings(),
+        inputs=INPUTS,
+        predict_token="hunter3",  # noqa: S106 - as above
+    )
+    assert post(alone, b"{}", host="10.0.0.7", authorization=for_predictions).status_code == 200
+    assert post(alone, b"{}", host="10.0.0.7").status_code == 401
+    assert get(alone, "/openapi.json").json()["paths"][PATH]["post"]["security"] == [{"token": []}]
+
+
 def test_nothing_is_served_where_predictions_are_off() -> None:
     app = create_app(Predicting(), Metrics(), HttpSettings())
     assert post(app, b"{}").status_code == 404
