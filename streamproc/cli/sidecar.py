@@ -1,4 +1,4 @@
-"""How a command finds the sidecar of a running processor, and asks it for something: ``circuit``, ``reload``."""
+"""How a command finds the sidecar of a running processor, and asks it: ``circuit``, ``reload``, ``top``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,29 @@ def sidecar_url(url: str | None, config: Path | None) -> str:
     return f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"
 
 
-def ask_sidecar(url: str, method: str, path: str, *, timeout_s: float | None = TIMEOUT_S) -> dict[str, Any]:
+def sidecar_token(file: Path | None, config: Path | None, *, from_settings: bool) -> str | None:
+    """The token to send: that of a file; or that of the settings, for the sidecar that they name.
+
+    Raises:
+        SettingsError: the settings cannot be read, or the file of the token.
+        UsageError: the same for the file that was named.
+    """
+    if file is not None:
+        try:
+            return file.read_text().strip()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--token-file {file} cannot be read: {error}") from error
+    if not from_settings:
+        return None  # no other host gets it
+    from streamproc.runtime.startup import http_token  # noqa: PLC0415 - --help needs none of it
+    from streamproc.settings_loading import load_settings  # noqa: PLC0415 - as above
+
+    return http_token(load_settings(config, os.environ).http)
+
+
+def ask_sidecar(
+    url: str, method: str, path: str, *, timeout_s: float | None = TIMEOUT_S, token: str | None = None
+) -> dict[str, Any]:
     """A request to the sidecar, and its answer; without a timeout it may take as long as it likes.
 
     Raises:
@@ -59,11 +81,12 @@ def ask_sidecar(url: str, method: str, path: str, *, timeout_s: float | None = T
     """
     parts = urlsplit(url)
     make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    # The sidecar takes a change only with a content type that no other site's form can send.
+    headers = {"Content-Type": "application/json", **({} if token is None else {"Authorization": f"Bearer {token}"})}
     # Not urllib: a proxy in the environment is for what is far away.
     connection = make(parts.hostname or "", parts.port, timeout=timeout_s)
     try:
-        # The sidecar takes a change only with a content type that no other site's form can send.
-        connection.request(method, parts.path + path, headers={"Content-Type": "application/json"})
+        connection.request(method, parts.path + path, headers=headers)
         answer = connection.getresponse()
         status_code, body = answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:
