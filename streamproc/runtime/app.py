@@ -27,6 +27,8 @@ from streamproc.runtime.startup import declared_topics, http_token, task_inputs,
 from streamproc.settings import Settings
 
 if TYPE_CHECKING:
+    from streamproc.broker.declared_topics import DeclaredTopic
+    from streamproc.observe.prediction import TaskInput
     from streamproc.observe.server import Sidecar
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class Application:
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
         )
-        self.reloader = None if load is None else Reloader(self.processor, load, time.time, _configure_logging)
+        self.reloader = None if load is None else Reloader(self.processor, load, time.time, self._taken)
         self.sidecar: Sidecar | None = None
         """None until it is started, and where ``http.enabled`` is false."""
 
@@ -64,10 +66,18 @@ class Application:
         from streamproc.observe.server import Sidecar  # noqa: PLC0415 - as above
 
         http = self.processor.settings.http
-        inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
+        inputs = self._inputs if http.predicts else None
         reload = None if self.reloader is None else self.reloader.reload
         app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token, reload=reload)
         return Sidecar(app, http.host, http.port)
+
+    def _inputs(self) -> dict[str, TaskInput]:
+        return task_inputs(self.processor.settings, self._declared, self.processor.pool.declared)
+
+    def _taken(self, settings: Settings, declared: dict[str, DeclaredTopic]) -> None:
+        """A reload brought these into force."""
+        _configure_logging(settings)
+        self._declared = declared
 
     async def stop(self) -> None:
         """Stop the processor, then the sidecar, which answers until the end."""

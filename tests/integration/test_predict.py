@@ -72,7 +72,7 @@ async def serving(**options: Any) -> AsyncIterator[Served]:
     for name in ("in", "in.results", "in.dead", "app.metrics"):
         broker.create_topic(name)
     processor = Processor(settings, worker_setup(settings, {}), broker, rng=random.Random(1))
-    app = create_app(processor, processor.metrics, settings.http, inputs={"main": TaskInput()})
+    app = create_app(processor, processor.metrics, settings.http, inputs=lambda: {"main": TaskInput()})
     sidecar = Sidecar(app, "127.0.0.1", 0)
     try:
         await sidecar.start()

@@ -38,3 +38,15 @@ def test_a_tasks_input_is_what_its_first_topic_declares() -> None:
     }
     assert task_inputs(settings, declared) == {"main": TaskInput(schema, [{"text": "a"}], "Texts.")}
     assert task_inputs(settings, {}) == {"main": TaskInput()}
+
+
+def test_where_the_topic_has_no_schema_the_backends_models_say_what_records_look_like() -> None:
+    raw = {"name": "app", "backend": {"path": "a:B"}, "tasks": {"main": {"input": {"topics": ["first"]}}}}
+    settings = Settings.model_validate(raw)
+    mine, theirs, result = {"title": "topic"}, {"title": "model"}, {"title": "result"}
+    models = {"main": {"input": theirs, "output": result}}
+    assert task_inputs(settings, {}, models)["main"] == TaskInput(theirs, result=result)
+    with_schema = {"first": DeclaredTopic("first", schema_document=mine, samples=[])}
+    assert task_inputs(settings, with_schema, models)["main"] == TaskInput(mine, result=result), "it is what is checked"
+    without = {"first": DeclaredTopic("first", description="Texts.", samples=[])}
+    assert task_inputs(settings, without, models)["main"] == TaskInput(theirs, description="Texts.", result=result)
