@@ -152,6 +152,7 @@ def output_setup(settings: Settings, task: str) -> dict[str, Any]:
         "subject": output.subject or f"{settings.topics_of(task).results}-value",
         "version": output.schema_version,
         "message": output.message,
+        "backend_version": settings.backend.version,
     }
 
 
