@@ -52,11 +52,11 @@ def sidecar_url(url: str | None, config: Path | None) -> str:
 
 
 def sidecar_token(file: Path | None, config: Path | None, *, from_settings: bool) -> str | None:
-    """The token to send: that of a file; or that of the settings, for the sidecar that they name.
+    """The token to send: that of a file; or that of the settings, for the sidecar that they name, if we may read it.
 
     Raises:
-        SettingsError: the settings cannot be read, or the file of the token.
-        UsageError: the same for the file that was named.
+        SettingsError: the settings cannot be read.
+        UsageError: the file cannot.
     """
     if file is not None:
         try:
@@ -68,7 +68,11 @@ def sidecar_token(file: Path | None, config: Path | None, *, from_settings: bool
     from streamproc.runtime.startup import http_token  # noqa: PLC0415 - --help needs none of it
     from streamproc.settings_loading import load_settings  # noqa: PLC0415 - as above
 
-    return http_token(load_settings(config, os.environ).http)
+    http = load_settings(config, os.environ).http
+    try:
+        return http_token(http)
+    except SettingsError:
+        return None  # a secret of the processor's, who reads it as another user; what asks for it will say so
 
 
 def ask_sidecar(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from streamproc.cli import root
+from streamproc.cli import root, top
 from streamproc.observe.status import EXAMPLE
 from tests.support.asyncs import wait_until
 from tests.support.commands import clean_environment
@@ -111,6 +112,30 @@ def test_the_token_of_the_settings_goes_to_their_sidecar_and_to_no_other(
     code, _, err = streamproc("--url", url, "--token-file", "nowhere")
     assert code == 2
     assert err.startswith("--token-file nowhere cannot be read")
+
+
+def test_a_token_that_cannot_be_read_here_keeps_nobody_from_looking(streamproc: Streamproc, tmp_path: Path) -> None:
+    (tmp_path / "token").touch()
+    with answering(STATUS) as (port, _):
+        write_settings(port, token_file="token")  # noqa: S106 - the name of a file
+        assert streamproc("--once")[0] == 0
+
+
+def test_a_replica_that_takes_connections_and_says_nothing_holds_up_no_other(
+    streamproc: Streamproc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top, "_TIMEOUT_S", 0.2)
+    with answering(STATUS) as (port, _), socket.create_server(("127.0.0.1", 0)) as silent:
+        other = silent.getsockname()[1]
+        code, out, err = streamproc("--once", "--url", f"http://127.0.0.1:{other}", "--url", f"http://127.0.0.1:{port}")
+        assert (code, err) == (0, "")
+        assert "1: lost for " in out
+        assert "0 4711 busy 64 of text" in " ".join(out.replace("2.0", "0").split())
+        code, out, err = streamproc("--url", f"http://127.0.0.1:{other}")
+    assert (code, out) == (1, "")
+    assert err.startswith(
+        f"no sidecar answers at http://127.0.0.1:{other} (timed out); is the processor running there?"
+    )
 
 
 def test_in_a_pipe_frames_follow_each_other_until_it_is_told_to_end(tmp_path: Path) -> None:
