@@ -85,12 +85,12 @@ def ask_sidecar(
     """
     parts = urlsplit(url)
     make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    # The sidecar takes a change only with a content type that no other site's form can send.
-    headers = {"Content-Type": "application/json", **({} if token is None else {"Authorization": f"Bearer {token}"})}
+    authorized = {} if token is None else {"Authorization": f"Bearer {token}"}
     # Not urllib: a proxy in the environment is for what is far away.
     connection = make(parts.hostname or "", parts.port, timeout=timeout_s)
     try:
-        connection.request(method, parts.path + path, headers=headers)
+        # The sidecar takes a change only with a content type that no other site's form can send.
+        connection.request(method, parts.path + path, headers={"Content-Type": "application/json", **authorized})
         answer = connection.getresponse()
         status_code, body = answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:

@@ -48,7 +48,7 @@ class Application:
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
         )
-        self.reloader = None if load is None else Reloader(self.processor, load, time.time, self._taken)
+        self.reloader = None if load is None else Reloader(self.processor, load, time.time, self._on_reloaded)
         self.sidecar: Sidecar | None = None
         """None until it is started, and where ``http.enabled`` is false."""
 
@@ -74,7 +74,7 @@ class Application:
     def _inputs(self) -> dict[str, TaskInput]:
         return task_inputs(self.processor.settings, self._declared, self.processor.pool.declared)
 
-    def _taken(self, settings: Settings, declared: dict[str, DeclaredTopic]) -> None:
+    def _on_reloaded(self, settings: Settings, declared: dict[str, DeclaredTopic]) -> None:
         """A reload brought these into force."""
         _configure_logging(settings)
         self._declared = declared

@@ -47,6 +47,7 @@ from streamproc.observe.logs import configure_logging
 from streamproc.records import NO_PARTITION, Cause, Failure, Status
 from streamproc.runtime.child import child_main, start_failure
 from streamproc.runtime.codec import Schema, shorten
+from streamproc.runtime.cycles import CyclesBetweenBatches
 from streamproc.runtime.decoders import decoder_for, registry_of
 from streamproc.runtime.encoders import Encoder, encoder_for, envelope_for
 from streamproc.runtime.failures import encode_failure
@@ -343,6 +344,7 @@ class Worker:
             write_frame(self._connection, Kind.START_FAILED, start_failure(error))
             return 1
         self._report_readiness({"initialize_s": time.perf_counter() - begun, "declared": self._declared}, first=True)
+        cycles = CyclesBetweenBatches()
         while True:
             if not self._wait_for_frame():
                 self._report_readiness({})
@@ -351,6 +353,7 @@ class Worker:
             if frame is None or frame.kind is Kind.STOP:
                 return 0
             self._answer(frame)
+            cycles.look()
 
     def _set_up(self, head: dict[str, Any]) -> None:
         backend = head["backend"]
