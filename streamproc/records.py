@@ -309,13 +309,14 @@ class BatchReport:
 
     ``worker`` is the index of the one that ran it, None where its records failed before; ``metrics`` is the backend's
     execution metrics as JSON, packflow's names, milliseconds, where somebody asks for them; ``attempts`` how often the
-    records had been executed when this came out.
+    records had been executed when this came out; ``backend_version`` that of the settings of who ran it.
     """
 
     batch: Batch
     worker: int | None
     metrics: bytes
     attempts: int
+    backend_version: str | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""How a command finds the sidecar of a running processor, and asks it for something: ``circuit``, ``reload``."""
+"""How a command finds the sidecar of a running processor, and asks it: ``circuit``, ``reload``, ``top``."""
 
 from __future__ import annotations
 
@@ -70,7 +70,33 @@ def sidecar_url(url: str | None, config: Path | None) -> SidecarUrl:
     return SidecarUrl(f"{scheme}://{f'[{host}]' if ':' in host else host}:{http.port}", http.tls_cert_file)
 
 
-def ask_sidecar(url: str, method: str, path: str, *, timeout_s: float | None = TIMEOUT_S) -> dict[str, Any]:
+def sidecar_token(file: Path | None, config: Path | None, *, from_settings: bool) -> str | None:
+    """The token to send: that of a file; or that of the settings, for the sidecar that they name, if we may read it.
+
+    Raises:
+        SettingsError: the settings cannot be read.
+        UsageError: the file cannot.
+    """
+    if file is not None:
+        try:
+            return file.read_text().strip()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--token-file {file} cannot be read: {error}") from error
+    if not from_settings:
+        return None  # no other host gets it
+    from streamproc.runtime.startup import http_token  # noqa: PLC0415 - --help needs none of it
+    from streamproc.settings_loading import load_settings  # noqa: PLC0415 - as above
+
+    http = load_settings(config, os.environ).http
+    try:
+        return http_token(http)
+    except SettingsError:
+        return None  # a secret of the processor's, who reads it as another user; what asks for it will say so
+
+
+def ask_sidecar(
+    url: str, method: str, path: str, *, timeout_s: float | None = TIMEOUT_S, token: str | None = None
+) -> dict[str, Any]:
     """A request to the sidecar, and its answer; without a timeout it may take as long as it likes.
 
     Over https it has to prove itself with the certificate of the settings, whatever name that is for; or where they
@@ -80,6 +106,7 @@ def ask_sidecar(url: str, method: str, path: str, *, timeout_s: float | None = T
         SidecarError: nobody answers, or the request is refused.
     """
     parts = urlsplit(url)
+    authorized = {} if token is None else {"Authorization": f"Bearer {token}"}
     # Not urllib: a proxy in the environment is for what is far away.
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
     if parts.scheme == "https":
@@ -87,7 +114,7 @@ def ask_sidecar(url: str, method: str, path: str, *, timeout_s: float | None = T
         connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=timeout_s, context=trust)
     try:
         # The sidecar takes a change only with a content type that no other site's form can send.
-        connection.request(method, parts.path + path, headers={"Content-Type": "application/json"})
+        connection.request(method, parts.path + path, headers={"Content-Type": "application/json", **authorized})
         answer = connection.getresponse()
         status_code, body = answer.status, answer.read()
     except ssl.SSLCertVerificationError as error:

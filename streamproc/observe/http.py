@@ -16,7 +16,6 @@ import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -79,16 +78,24 @@ _RELOAD_REFUSALS = {
 }
 
 
+Inputs = Callable[[], Mapping[str, TaskInput]]
+"""What is known at the moment of the tasks that predictions are answered for, which are always the same ones."""
+
+
 class _Application(FastAPI):
     """Documents predictions task by task, each with the records of its own."""
 
-    inputs: Mapping[str, TaskInput] = MappingProxyType({})
+    inputs: Inputs | None = None
     guarded = False
+    _described: Mapping[str, TaskInput] | None = None
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, made once."""
-        if self.openapi_schema is None:
-            describe(super().openapi(), self.inputs, guarded=self.guarded)
+        """The OpenAPI document, made anew where something else is known of the tasks: workers came up, or others."""
+        inputs = {} if self.inputs is None else self.inputs()
+        if inputs != self._described:
+            self.openapi_schema = None
+            describe(super().openapi(), inputs, guarded=self.guarded)
+            self._described = inputs
         return super().openapi()
 
 
@@ -97,14 +104,14 @@ def create_app(
     metrics: Metrics,
     settings: HttpSettings,
     *,
-    inputs: Mapping[str, TaskInput] | None = None,
+    inputs: Inputs | None = None,
     token: str | None = None,
     predict_token: str | None = None,
     reload: Callable[[], Awaitable[ReloadStatus]] | None = None,
 ) -> FastAPI:
     """The application for one processor; ``Sidecar`` serves it.
 
-    ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them, and for
+    ``inputs`` knows the tasks that predictions are answered for; ``token`` is what has to be sent for them, and for
     changes from elsewhere than this machine; ``predict_token`` does for predictions, too. ``reload`` reloads the
     processor, where it has files to read.
     """
@@ -128,7 +135,7 @@ def create_app(
     app.include_router(docs_routes())
     if inputs is not None:
         app.inputs = inputs
-        app.include_router(predict_routes(view.request, settings.predict, list(inputs), tokens))
+        app.include_router(predict_routes(view.request, settings.predict, list(inputs()), tokens))
     app.add_middleware(RequestLog)
     return app
 

@@ -331,7 +331,26 @@ def describe(document: dict[str, Any], inputs: Mapping[str, TaskInput], *, guard
     for task, it in inputs.items():
         name = f"{task}.record"
         schemas[name] = embedded(it.schema or {"type": "object"}, f"#/components/schemas/{name}")
+        if it.result is not None:
+            schemas |= _answers_of(task, it.result)
         document["paths"][f"/tasks/{task}/predict"] = {"post": _operation(task, name, it, guarded=guarded)}
+
+
+def _answers_of(task: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The schemas of a task's answers, whose results the backend describes."""
+    name = f"{task}.result"
+    one = {"$ref": f"#/components/schemas/{name}"}
+    schemas: dict[str, Any] = {name: embedded(result, one["$ref"])}
+    for answer, described in (
+        ("Prediction", one),
+        (
+            "Predictions",
+            {**SCHEMAS["Predictions"]["properties"]["result"], "items": {"anyOf": [one, {"type": "null"}]}},
+        ),
+    ):
+        properties = {**SCHEMAS[answer]["properties"], "result": described}
+        schemas[f"{task}.{answer}"] = {**SCHEMAS[answer], "properties": properties}
+    return schemas
 
 
 def _operation(task: str, record: str, it: TaskInput, *, guarded: bool) -> dict[str, Any]:
@@ -342,7 +361,8 @@ def _operation(task: str, record: str, it: TaskInput, *, guarded: bool) -> dict[
             "record": {"summary": "one record", "value": it.samples[0]},
             "records": {"summary": "an array of records", "value": list(it.samples[:2])},
         }
-    answers = {200: ["Prediction", "Predictions"], 207: ["Predictions"]}
+    its = "" if it.result is None else f"{task}."
+    answers = {200: [f"{its}Prediction", f"{its}Predictions"], 207: [f"{its}Predictions"]}
     operation = {
         "tags": ["predict"],
         "summary": f"What the model of task {task} says to a record, or to each of several",

@@ -49,3 +49,5 @@ class TaskInput:
     """A JSON Schema of one record."""
     samples: Sequence[Mapping[str, Any]] = field(default_factory=list)
     description: str = ""
+    result: Mapping[str, Any] | None = None
+    """A JSON Schema of what the backend makes of one."""

@@ -36,6 +36,8 @@ from streamproc.runtime.startup import (
 from streamproc.settings import Settings
 
 if TYPE_CHECKING:
+    from streamproc.broker.declared_topics import DeclaredTopic
+    from streamproc.observe.prediction import TaskInput
     from streamproc.observe.server import Sidecar
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ class Application:
         from streamproc.observe.server import Sidecar  # noqa: PLC0415 - as above
 
         http = self.processor.settings.http
-        inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
+        inputs = self._inputs if http.predicts else None
         reload = None if self.reloader is None else self.reloader.reload
         token, for_predictions = self._tokens
         app = create_app(
@@ -89,8 +91,13 @@ class Application:
         )
         return Sidecar(app, http.host, http.port, tls=self._tls, max_connections=http.max_connections)
 
-    def _on_reloaded(self, settings: Settings) -> None:
+    def _inputs(self) -> dict[str, TaskInput]:
+        return task_inputs(self.processor.settings, self._declared, self.processor.pool.declared)
+
+    def _on_reloaded(self, settings: Settings, declared: dict[str, DeclaredTopic]) -> None:
+        """A reload brought these into force."""
         _configure_logging(settings)
+        self._declared = declared
         if self._tls is not None:
             try:
                 self._tls.load()

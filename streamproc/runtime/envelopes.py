@@ -31,13 +31,15 @@ def source_headers(partition: TopicPartition, record: Record) -> list[tuple[str,
 
 def result_row(partition: TopicPartition, record: Record, value: bytes | memoryview, report: BatchReport) -> Row:
     """A result with ``envelope: result``: the facts of the full envelope are in the headers."""
-    headers = [
+    headers: list[tuple[str, bytes | None]] = [
         *record.headers,
         *source_headers(partition, record),
         ("streamproc-source-timestamp", b"%d" % record.timestamp),
         ("streamproc-task", report.batch.task.encode()),
-        ("streamproc-metrics", report.metrics),
     ]
+    if report.backend_version is not None:
+        headers.append(("streamproc-backend-version", report.backend_version.encode()))
+    headers.append(("streamproc-metrics", report.metrics))
     return (None, record.key, value, headers)
 
 
@@ -101,7 +103,6 @@ def batch_record(
     wall_ms: float,
     peak_bytes: float | None,
     ended_at_ms: int,
-    version: str | None,
 ) -> bytes:
     """The value of a batch's record in the metrics topic.
 
@@ -130,7 +131,7 @@ def batch_record(
             "padding_ratio": None if batch.padding_ratio is None else round(batch.padding_ratio, 5),
             "attempts": report.attempts,
             "worker": report.worker,
-            "backend_version": version,
+            "backend_version": report.backend_version,
             "timestamp": ended_at_ms,
         },
         default=str,

@@ -68,13 +68,23 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
     }
 
 
-def task_inputs(settings: Settings, declared: Mapping[str, DeclaredTopic]) -> dict[str, TaskInput]:
-    """What is known of the records of each task: a request's are checked by the schema of its first topic."""
+def task_inputs(
+    settings: Settings, declared: Mapping[str, DeclaredTopic], models: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, TaskInput]:
+    """What is known of the records of each task: a request's are checked by the schema of its first topic.
+
+    Where that has none, its ``models`` say what they look like: the schemas that the backend declares, as of
+    ``Pool.declared``.
+    """
     inputs: dict[str, TaskInput] = {}
     for name, task in settings.tasks.items():
         topic = declared.get(task.input.topics[0])
-        inputs[name] = (
-            TaskInput() if topic is None else TaskInput(topic.schema_document, topic.samples, topic.description)
+        model = (models or {}).get(name, {})
+        inputs[name] = TaskInput(
+            model.get("input") if topic is None or topic.schema_document is None else topic.schema_document,
+            [] if topic is None else topic.samples,
+            "" if topic is None else topic.description,
+            model.get("output"),
         )
     return inputs
 
@@ -155,6 +165,7 @@ def output_setup(settings: Settings, task: str) -> dict[str, Any]:
         "subject": output.subject or f"{settings.topics_of(task).results}-value",
         "version": output.schema_version,
         "message": output.message,
+        "backend_version": settings.backend.version,
     }
 
 

@@ -435,7 +435,7 @@ class TaskStream:
         spans, now = [span for span, _ in failed], self._clock()
         opened_at = min([span.arrived_at for span in spans])
         batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by=closed_by, fill=0.0)
-        report = BatchReport(batch, None, b"{}", attempts=batch.attempt)
+        report = BatchReport(batch, None, b"{}", batch.attempt, self._version_of(batch))
         self._report(report, None, 0, batch.size)
         for span, failures in failed:
             self._complete(Outcome(span, bytes([Status.FAILED]) * len(failures), failures, report))
@@ -483,9 +483,8 @@ class TaskStream:
             self._answered(batch, target_ms / 1_000)
         in_headers = self._settings.output.envelope == "result"
         wanted = in_headers or batch.requested
-        report = BatchReport(
-            batch, reply.worker, orjson.dumps(reply.metrics) if wanted else b"", attempts=batch.attempt
-        )
+        told = orjson.dumps(reply.metrics) if wanted else b""
+        report = BatchReport(batch, reply.worker, told, batch.attempt, self._version_of(batch))
         self.last = (report, reply.wall_ms)
         if self._is_of_now(batch):
             self._batcher_of(batch).ran(batch, reply.wall_ms)
@@ -585,12 +584,16 @@ class TaskStream:
 
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
         """Every record of the batch has failed for good."""
-        report = BatchReport(batch, worker, b"{}", attempts=batch.attempt)
+        report = BatchReport(batch, worker, b"{}", batch.attempt, self._version_of(batch))
         self._report(report, None, 0, batch.size)
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
         batch.release()
+
+    def _version_of(self, batch: Batch) -> str | None:
+        """The version of the worker that it was given to last."""
+        return self._versions[batch.generation or self._generation]
 
     def _report(self, report: BatchReport, reply: Reply | None, results: int, failed: int) -> None:
         """Write a batch's record in the metrics topic; without a reply it was not executed to its end."""
@@ -606,7 +609,6 @@ class TaskStream:
                 wall_ms=0.0 if reply is None else reply.wall_ms,
                 peak_bytes=None if reply is None else reply.peak_bytes,
                 ended_at_ms=int(self._wall_clock() * 1_000),
-                version=self._versions[report.batch.generation or self._generation],
             ),
         )
 

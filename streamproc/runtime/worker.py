@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import yaml
 
+from streamproc.backend.models import declared_schemas
 from streamproc.backend.record_error import RecordError
 from streamproc.backend.tasks import resolve_task
 from streamproc.errors import (
@@ -319,6 +320,7 @@ class Worker:
         self._outbound = segments[BATCHES_PER_WORKER:]
         self._backend: Any = None
         self._runners: dict[str, TaskRunner] = {}
+        self._declared: dict[str, dict[str, orjson.Fragment]] = {}
         self._threshold = 0
         self._replies = 0
         self._logged: set[tuple[str, str, str]] = set()
@@ -341,7 +343,7 @@ class Worker:
             log.debug("the backend did not start", exc_info=error)
             write_frame(self._connection, Kind.START_FAILED, start_failure(error))
             return 1
-        self._report_readiness({"initialize_s": time.perf_counter() - begun}, first=True)
+        self._report_readiness({"initialize_s": time.perf_counter() - begun, "declared": self._declared}, first=True)
         cycles = CyclesBetweenBatches()
         while True:
             if not self._wait_for_frame():
@@ -360,6 +362,7 @@ class Worker:
         registry = registry_of(head.get("registry"))
         for name, task in head["tasks"].items():
             runner = resolve_task(self._backend, name)
+            self._declared[name] = declared_schemas(runner)
             warmup = task.pop("warmup")
             self._runners[name] = TaskRunner(name, runner, **task, registry=registry, base_dir=backend["base_dir"])
             if warmup:

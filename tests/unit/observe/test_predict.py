@@ -79,7 +79,7 @@ class Predicting(StubView):
 
 
 def an_app(view: Predicting | None = None, *, token: str | None = None) -> FastAPI:
-    return create_app(view or Predicting(), Metrics(), HttpSettings(), inputs=INPUTS, token=token)
+    return create_app(view or Predicting(), Metrics(), HttpSettings(), inputs=lambda: INPUTS, token=token)
 
 
 def post(
@@ -273,7 +273,7 @@ def test_the_token_for_predictions_is_good_for_those_and_for_no_change() -> None
         Predicting(),
         Metrics(),
         HttpSettings(),
-        inputs=INPUTS,
+        inputs=lambda: INPUTS,
         token="hunter2",  # noqa: S106 - a test
         predict_token="hunter3",  # noqa: S106 - as above
     )
@@ -286,7 +286,7 @@ def test_the_token_for_predictions_is_good_for_those_and_for_no_change() -> None
         Predicting(),
         Metrics(),
         HttpSettings(),
-        inputs=INPUTS,
+        inputs=lambda: INPUTS,
         predict_token="hunter3",  # noqa: S106 - as above
     )
     assert post(alone, b"{}", host="10.0.0.7", authorization=for_predictions).status_code == 200
@@ -320,6 +320,30 @@ def test_each_task_is_documented_with_the_schema_and_samples_of_its_own_records(
     for bad in ({}, {"text": ""}, [], [{"text": "a", "next": {}}], 3):
         assert not request.is_valid(bad)
     assert "examples" not in document["paths"]["/tasks/plain/predict"]["post"]["requestBody"]["content"]
+
+
+def test_results_are_documented_as_the_backend_describes_them_and_anew_when_that_changes() -> None:
+    result = {"$ref": "#/$defs/mood", "$defs": {"mood": {"type": "object", "required": ["label"]}}}
+    known = {"text": TaskInput()}
+    app = create_app(Predicting(), Metrics(), HttpSettings(), inputs=lambda: known)
+    assert "text.result" not in get(app, "/openapi.json").json()["components"]["schemas"]
+    known = {"text": TaskInput(SCHEMA, result=result)}
+    document = get(app, "/openapi.json").json()
+    said = {"inference_time": 1.0, "metrics": {}}
+    several = {"inference_time": 1.0, "metrics": [], "errors": []}
+    answers = {
+        status: jsonschema_rs.validator_for(
+            {**it["content"]["application/json"]["schema"], "components": document["components"]}
+        )
+        for status, it in document["paths"][PATH]["post"]["responses"].items()
+        if status in ("200", "207")
+    }
+    assert answers["200"].is_valid({"result": {"label": "good"}, **said})
+    assert not answers["200"].is_valid({"result": {}, **said})
+    assert answers["207"].is_valid({"result": [{"label": "good"}, None], **several})
+    assert not answers["207"].is_valid({"result": [{}, None], **several})
+    assert not answers["207"].is_valid({"result": {"label": "good"}, **said})
+    assert get(app, "/openapi.json").json() == document
 
 
 def test_references_within_a_schema_are_followed_in_the_document() -> None:

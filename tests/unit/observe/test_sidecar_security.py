@@ -197,11 +197,11 @@ def test_a_reload_of_the_processor_takes_the_renewed_certificate(
     with serving(application._tls) as port:
         before = serial(port, authority)
         first.certificate.write_bytes(second.certificate.read_bytes())
-        application._on_reloaded(settings)
+        application._on_reloaded(settings, {})
         assert "the sidecar keeps the certificate that it has: http.tls_cert_file: " in caplog.text
         assert serial(port, authority) == before
         first.key.write_bytes(second.key.read_bytes())
-        application._on_reloaded(settings)
+        application._on_reloaded(settings, {})
         assert serial(port, authority) != before
 
 

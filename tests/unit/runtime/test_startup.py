@@ -85,3 +85,15 @@ def test_secrets_that_everybody_may_read_are_told_of_in_one_sentence(
         (tmp_path / name).chmod(0o440)
     warn_of_open_secrets(settings)
     assert not caplog.records
+
+
+def test_where_the_topic_has_no_schema_the_backends_models_say_what_records_look_like() -> None:
+    raw = {"name": "app", "backend": {"path": "a:B"}, "tasks": {"main": {"input": {"topics": ["first"]}}}}
+    settings = Settings.model_validate(raw)
+    mine, theirs, result = {"title": "topic"}, {"title": "model"}, {"title": "result"}
+    models = {"main": {"input": theirs, "output": result}}
+    assert task_inputs(settings, {}, models)["main"] == TaskInput(theirs, result=result)
+    with_schema = {"first": DeclaredTopic("first", schema_document=mine, samples=[])}
+    assert task_inputs(settings, with_schema, models)["main"] == TaskInput(mine, result=result), "it is what is checked"
+    without = {"first": DeclaredTopic("first", description="Texts.", samples=[])}
+    assert task_inputs(settings, without, models)["main"] == TaskInput(theirs, description="Texts.", result=result)
