@@ -21,7 +21,7 @@ def test_every_command_has_its_privileges_or_is_said_to_need_none() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert without in text
     listed = {command.split()[0].rstrip(",") for command in NEEDS}
-    none = {"check", "estimate", "simulate", "asyncapi", "config", "demo", "broker", "reload", "circuit"}
+    none = {"check", "estimate", "simulate", "asyncapi", "config", "demo", "broker", "reload", "circuit", "top"}
     assert listed | none == set(COMMANDS)
     assert not listed & none
 
