@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -33,6 +33,9 @@ from streamproc.observe.predict import describe, has_token, predict_routes
 from streamproc.observe.prediction import TaskInput
 from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus, ReloadStatus
 from streamproc.settings import HttpSettings
+
+if TYPE_CHECKING:
+    from streamproc.observe.tracing import Tracing
 
 QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/status"})
 """Polled every few seconds by machines, or by the dashboard: their requests are not logged."""
@@ -100,11 +103,13 @@ def create_app(
     inputs: Mapping[str, TaskInput] | None = None,
     token: str | None = None,
     reload: Callable[[], Awaitable[ReloadStatus]] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application for one processor; ``Sidecar`` serves it.
 
     ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them, and for
-    changes from elsewhere than this machine. ``reload`` reloads the processor, where it has files to read.
+    changes from elsewhere than this machine. ``reload`` reloads the processor, where it has files to read. ``tracing``
+    makes spans of predictions.
     """
     app = _Application(
         title="streamproc",
@@ -125,7 +130,7 @@ def create_app(
     app.include_router(docs_routes())
     if inputs is not None:
         app.inputs = inputs
-        app.include_router(predict_routes(view.request, settings.predict, list(inputs), token))
+        app.include_router(predict_routes(view.request, settings.predict, list(inputs), token, tracing))
     app.add_middleware(RequestLog)
     return app
 

@@ -23,11 +23,19 @@ from streamproc.observe.logs import configure_logging
 from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.reload import Load, Reloader
-from streamproc.runtime.startup import declared_topics, http_token, task_inputs, warn_of_memory, worker_setup
+from streamproc.runtime.startup import (
+    check_tracing,
+    declared_topics,
+    http_token,
+    task_inputs,
+    warn_of_memory,
+    worker_setup,
+)
 from streamproc.settings import Settings
 
 if TYPE_CHECKING:
     from streamproc.observe.server import Sidecar
+    from streamproc.observe.span_export import SpanExport
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +48,13 @@ class Application:
         warn_of_memory(settings)
         self._declared = declared_topics(settings)
         self._token = http_token(settings.http)
+        self._spans = span_export(settings)
         self.processor = Processor(
             settings,
             worker_setup(settings, self._declared),
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
+            tracing=None if self._spans is None else self._spans.tracing,
         )
         self.reloader = None if load is None else Reloader(self.processor, load, time.time, _configure_logging)
         self.sidecar: Sidecar | None = None
@@ -66,7 +76,15 @@ class Application:
         http = self.processor.settings.http
         inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
         reload = None if self.reloader is None else self.reloader.reload
-        app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token, reload=reload)
+        app = create_app(
+            self.processor,
+            self.processor.metrics,
+            http,
+            inputs=inputs,
+            token=self._token,
+            reload=reload,
+            tracing=None if self._spans is None else self._spans.tracing,
+        )
         return Sidecar(app, http.host, http.port)
 
     async def stop(self) -> None:
@@ -76,6 +94,8 @@ class Application:
         finally:
             if self.sidecar is not None:
                 await self.sidecar.stop()
+            if self._spans is not None:
+                await self._spans.close()
 
     async def __aenter__(self) -> Self:
         """Start; whatever had been started is stopped if that fails."""
@@ -89,6 +109,16 @@ class Application:
     async def __aexit__(self, *_: object) -> None:
         """Stop."""
         await self.stop()
+
+
+def span_export(settings: Settings) -> SpanExport | None:
+    """Where the spans of a processor go; None where there are none. Raises SettingsError."""
+    check_tracing(settings)
+    if not settings.tracing.enabled or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    from streamproc.observe.span_export import SpanExport  # noqa: PLC0415 - of an extra, and only for whoever traces
+
+    return SpanExport(settings.tracing, settings.name, os.environ)
 
 
 def run_app(load: Load) -> int:

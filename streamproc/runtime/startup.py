@@ -115,6 +115,17 @@ def length_setup(task: TaskSettings) -> dict[str, Any] | None:
     }
 
 
+def check_tracing(settings: Settings) -> None:
+    """See that what spans need is installed, where there are to be some; nothing is imported. Raises SettingsError."""
+    for module in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        if settings.tracing.enabled and not _is_installed(module):
+            raise SettingsError(
+                f"traces need the package {module}, which is not installed",
+                setting="tracing.enabled",
+                hint="install streamproc[tracing]",
+            )
+
+
 def check_formats(settings: Settings) -> None:
     """See that what the tasks' formats need is installed; nothing is imported. Raises SettingsError."""
     for name, task in settings.tasks.items():

@@ -27,7 +27,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
@@ -73,6 +73,9 @@ from streamproc.runtime.source import Room, Source
 from streamproc.runtime.verdicts import Counts, GivenUp, Verdicts, count_of
 from streamproc.settings import Settings, Then
 
+if TYPE_CHECKING:
+    from streamproc.observe.tracing import TaskTracing, Tracing
+
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
 """What a topic takes where the broker does not say: Kafka's own default, less its overhead."""
 
@@ -108,6 +111,7 @@ class TaskStream:
         *,
         plan: BatchPlan,
         measuring: Measuring | None,
+        tracing: Tracing | None,
         next_id: Callable[[], int],
         rng: random.Random,
         clock: Callable[[], float],
@@ -117,8 +121,8 @@ class TaskStream:
     ) -> None:
         """``measuring`` tells the lengths of the task's records, where it has some that are not those of their values.
 
-        ``plan`` says how its batches begin. ``on_work`` is called when there may be something to dispatch, ``on_fatal``
-        once the task cannot go on.
+        ``plan`` says how its batches begin; ``tracing`` makes spans, where there is any. ``on_work`` is called when
+        there may be something to dispatch, ``on_fatal`` once the task cannot go on.
         """
         self.name = name
         self.group, self.topics = settings.group_of(name), settings.topics_of(name)
@@ -135,7 +139,7 @@ class TaskStream:
             group_id=self.group, client_id=client_id, auto_offset_reset=self._settings.input.auto_offset_reset
         )
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
-        self._measuring = measuring
+        self._measuring, self._tracing = measuring, self._make_tracing(tracing)
         self.plan = plan
         self._next_id, self._rng = next_id, rng
         self._generation, self._versions = FIRST_GENERATION, {FIRST_GENERATION: settings.backend.version}
@@ -192,6 +196,11 @@ class TaskStream:
         self.last: tuple[BatchReport, float] | None = None
         """The batch that was executed last, and its time in the worker, in milliseconds."""
         self._late = 0
+
+    def _make_tracing(self, tracing: Tracing | None) -> TaskTracing | None:
+        if tracing is None:
+            return None
+        return tracing.task(self.name, group=self.group, results=self.topics.results, dead=self.topics.dead)
 
     def _make_room(self) -> Room:
         limits = self._settings.limits
@@ -300,6 +309,8 @@ class TaskStream:
             self._metrics.batch_dispatched(batch, now)
             if batch.attempt > 1:
                 self.counts.retried += batch.size
+        if self._tracing is not None:
+            self._tracing.dispatched(batch)
 
     async def join(self) -> None:
         """Join the group and begin to read. Raises BrokerError."""
@@ -375,6 +386,8 @@ class TaskStream:
         sizes = value_sizes(records)
         largest = max(sizes)
         span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock())
+        if self._tracing is not None:
+            self._tracing.arrived(span)
         self.ledger.read(span)
         self._sequencer.expect(span)
         self._metrics.records_in.inc(len(records))
@@ -490,6 +503,12 @@ class TaskStream:
         if batch.predicted_ms:
             metrics.time_over_predicted.observe(reply.wall_ms / batch.predicted_ms)
         results = reply.statuses.count(Status.RESULT)
+        if self._tracing is not None:
+            times_ms = reply.metrics.get("execution_times") or {}
+            steps_ms = {"decode": reply.decode_ms, **times_ms, "encode": reply.encode_ms}
+            self._tracing.executed(
+                batch, worker=reply.worker, wall_ms=reply.wall_ms, steps_ms=steps_ms, results=results
+            )
         self._report(report, reply, results, batch.size - results)
         start = 0
         for span, size_bytes in zip(batch.spans, reply.sizes, strict=True):
@@ -535,6 +554,8 @@ class TaskStream:
             return
         self.progress += 1
         self._metrics.batches_failed.inc()
+        if self._tracing is not None:
+            self._tracing.failed(batch, failure, worker)
         log.warning(
             "task %s: batch %d (%s) failed, execution %d, %s: %s",
             *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.cause, failure.message),
@@ -626,13 +647,19 @@ class TaskStream:
             outcome = judged
         if self.circuit.take(outcome, self._clock()):
             self._on_open()
-        self._open_sink.write(self._sequencer.complete(outcome))
+        released = self._sequencer.complete(outcome)
+        if self._tracing is not None:
+            self._tracing.publishing(released)
+        self._open_sink.write(released)
 
     def _on_too_large(self, failure: Failure, partition: TopicPartition, record: Record) -> Then:
         # To the circuit it was a result so far.
         if self.circuit.turned_bad(failure, self._clock()):
             self._on_open()
-        return self._verdicts.of(failure, partition, record)
+        then = self._verdicts.of(failure, partition, record)
+        if self._tracing is not None:
+            self._tracing.too_large(record, failure, dropped=then == "drop")
+        return then
 
     # -- requests over HTTP
 
@@ -696,6 +723,8 @@ class TaskStream:
 
     def _on_settled(self, span: Span) -> None:
         crowded = self.crowded
+        if self._tracing is not None:
+            self._tracing.settled(span)
         if self.ledger.settle(span):
             self._settled.set()
             self.source.relieved()

@@ -24,6 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ from streamproc.errors import (
 from streamproc.formats.values import samples_in
 from streamproc.loaders import load_backend
 from streamproc.observe.logs import configure_logging
+from streamproc.observe.trace_scope import batch_span
 from streamproc.records import NO_PARTITION, Cause, Failure, Status
 from streamproc.runtime.child import child_main, start_failure
 from streamproc.runtime.codec import Schema, shorten
@@ -395,7 +397,9 @@ class Worker:
         try:
             body = decode_batch(frame.body, count)
             payload = memoryview(frame.body)[24 * count :]
-            reply = self._runners[head["task"]].run(head["spans"], body, payload, (started - head["opened_at"]) * 1_000)
+            queued_ms = (started - head["opened_at"]) * 1_000
+            with nullcontext() if (parent := head.get("traceparent")) is None else batch_span(parent):
+                reply = self._runners[head["task"]].run(head["spans"], body, payload, queued_ms)
         except BaseException as error:  # noqa: BLE001 - neither a fault of ours nor the user's may cost the worker
             failure = error.failure if isinstance(error, BatchFailedError) else _describe(error, "")
             self._log_once(head["task"], failure, error)
