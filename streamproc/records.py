@@ -131,6 +131,11 @@ class Trace:
     published_to: str = ""
 
 
+def trace_id(trace: Trace | BatchTrace | None) -> str | None:
+    """The id of a trace as its headers and the log have it."""
+    return None if trace is None else f"{trace.trace_id:032x}"
+
+
 @dataclass(slots=True, eq=False)
 class Span:
     """A run of records of one lease, neighbours in reading order; ``first`` is the sequence number of the first.

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamproc.errors import ReloadBusyError, ReloadRefusedError
@@ -32,6 +33,7 @@ from streamproc.observe.metrics import Metrics, package_version
 from streamproc.observe.predict import describe, has_token, predict_routes
 from streamproc.observe.prediction import TaskInput
 from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus, ReloadStatus
+from streamproc.observe.trace_context import TRACEPARENT, trace_id_of
 from streamproc.settings import HttpSettings
 
 if TYPE_CHECKING:
@@ -344,11 +346,13 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         status = 500  # what the server answers for an application that raises before it answers
+        trace_id: str | None = None
 
         async def watch(message: Message) -> None:
-            nonlocal status
+            nonlocal status, trace_id
             if message["type"] == "http.response.start":
                 status = message["status"]
+                trace_id = trace_id_of(Headers(raw=message["headers"]).get(TRACEPARENT))
             await send(message)
 
         started = time.perf_counter()
@@ -357,4 +361,6 @@ class RequestLog:
         finally:
             elapsed_ms = (time.perf_counter() - started) * 1_000
             # Quoted again: a decoded path may hold line breaks.
-            logger.info("%s %s %d in %.1f ms", scope["method"], quote(scope["path"]), status, elapsed_ms)
+            method, path = scope["method"], quote(scope["path"])
+            extra = {"method": method, "path": path, "status": status, "elapsed_ms": elapsed_ms, "trace_id": trace_id}
+            logger.info("%s %s %d in %.1f ms", method, path, status, elapsed_ms, extra=extra)

@@ -100,3 +100,8 @@ def written(headers: Headers, context: TraceContext) -> list[tuple[str, bytes | 
 def context_of(trace: Trace, span_id: int | None = None) -> TraceContext:
     """The span of a trace, or another of its trace, as others shall see it."""
     return TraceContext(trace.trace_id, span_id or trace.span_id, trace.flags, trace.state)
+
+
+def trace_id_of(traceparent: str | None) -> str | None:
+    """The trace of a well-formed `traceparent`, for the log."""
+    return None if traceparent is None else traceparent.split("-")[1]

@@ -24,7 +24,6 @@ from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.reload import Load, Reloader
 from streamproc.runtime.startup import (
-    check_tracing,
     declared_topics,
     http_token,
     task_inputs,
@@ -48,10 +47,11 @@ class Application:
         warn_of_memory(settings)
         self._declared = declared_topics(settings)
         self._token = http_token(settings.http)
+        setup = worker_setup(settings, self._declared)
         self._spans = span_export(settings)
         self.processor = Processor(
             settings,
-            worker_setup(settings, self._declared),
+            setup,
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
             tracing=None if self._spans is None else self._spans.tracing,
@@ -112,8 +112,7 @@ class Application:
 
 
 def span_export(settings: Settings) -> SpanExport | None:
-    """Where the spans of a processor go; None where there are none. Raises SettingsError."""
-    check_tracing(settings)
+    """Where the spans of a processor go; None where there are none. ``worker_setup`` sees that what they need is installed."""
     if not settings.tracing.enabled or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     from streamproc.observe.span_export import SpanExport  # noqa: PLC0415 - of an extra, and only for whoever traces

@@ -39,6 +39,7 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
         SettingsError: a format needs a package that is not installed.
     """
     check_formats(settings)
+    check_tracing(settings)
     return {
         "backend": backend_setup(settings),
         "tasks": {
