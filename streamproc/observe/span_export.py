@@ -8,6 +8,7 @@ OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME, OTEL_SDK_DISABLED) counts where the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
@@ -26,6 +27,7 @@ from streamproc.settings import TracingSettings
 
 CLOSE_TIMEOUT_S = 5.0
 """How long a collector may take at the end to get what is queued."""
+LAST_GRACE_S = 0.5
 TRACES_PATH = "/v1/traces"
 
 log = logging.getLogger(__name__)
@@ -70,16 +72,17 @@ class SpanExport:
 
         def shut_down() -> None:
             self._processor.shutdown()  # type: ignore[no-untyped-call]
-            loop.call_soon_threadsafe(done.set)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(done.set)
 
         # A thread that nobody waits for: those of the loop's own pool would hold up its end.
         threading.Thread(target=shut_down, name="tracing: last spans", daemon=True).start()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await done.wait()
-        except TimeoutError:
-            self._exporter.shutdown()  # ends the pauses between its attempts, and with them the thread
-            await done.wait()
+        for wait_s in (timeout_s, LAST_GRACE_S):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await done.wait()
+                    break
+            self._exporter.shutdown()  # ends the pauses between its attempts
         if lost := self.tracing.emitted - self._exporter.exported:
             log.warning(
                 "%d of %d spans were lost: the collector did not take them, or there was no room for more in the queue "

@@ -112,7 +112,7 @@ class Application:
 
 
 def span_export(settings: Settings) -> SpanExport | None:
-    """Where the spans of a processor go; None where there are none. ``worker_setup`` sees that what they need is installed."""
+    """Where the spans of a processor go; None where there are none. ``check_tracing`` comes before."""
     if not settings.tracing.enabled or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     from streamproc.observe.span_export import SpanExport  # noqa: PLC0415 - of an extra, and only for whoever traces

@@ -8,10 +8,13 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
@@ -190,3 +193,42 @@ def test_a_part_of_a_span_knows_its_own_traced_records_and_no_others(data: st.Da
     traces = span.traces or {}
     expected = [(at - part.first, trace) for at, trace in sorted(traces.items()) if part.first <= at < part.stop]
     assert _traced(part) == expected
+
+
+class _Otlp(BaseHTTPRequestHandler):
+    """A collector that keeps what it gets."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        cast("OtlpServer", self.server).got.append((self.path, self.headers["api-key"], body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Nothing."""
+
+
+class OtlpServer(ThreadingHTTPServer):
+    got: list[tuple[str, str, bytes]]
+
+
+def test_spans_reach_a_collector_by_otlp_with_the_headers_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=4711")
+
+    async def test() -> None:
+        server = OtlpServer(("127.0.0.1", 0), _Otlp)
+        server.got = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        export = SpanExport(TracingSettings(endpoint=endpoint, sample_ratio=1.0), "app", {})
+        make_span(export.tracing)
+        await export.close()
+        server.shutdown()
+        server.server_close()
+        ((path, key, body),) = server.got
+        assert (path, key) == ("/v1/traces", "4711")
+        (sent,) = ExportTraceServiceRequest.FromString(body).resource_spans
+        assert ("service.name", "app") in [(it.key, it.value.string_value) for it in sent.resource.attributes]
+        assert [span.name for span in sent.scope_spans[0].spans] == ["POST /tasks/{task}/predict"]
+
+    asyncio.run(test())
