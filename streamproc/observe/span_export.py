@@ -54,7 +54,8 @@ class SpanExport:
         rng: random.Random | None = None,
     ) -> None:
         # Each says on its own what ``_Told`` says once, at every attempt.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        for name in ("opentelemetry", "urllib3"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._exporter = _Told(exporter or OTLPSpanExporter(endpoint=endpoint_of(settings)))
         self._processor = BatchSpanProcessor(self._exporter)
         self.tracing = Tracing(
@@ -67,7 +68,7 @@ class SpanExport:
         )
 
     async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Hand over what is queued; what takes longer is lost."""
+        """Hand over what is queued; what takes longer is lost. One that is away is not waited for."""
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
@@ -77,7 +78,7 @@ class SpanExport:
 
         # A thread that nobody waits for: those of the loop's own pool would hold up its end.
         threading.Thread(target=shut_down, name="tracing: last spans", daemon=True).start()
-        for wait_s in (timeout_s, LAST_GRACE_S):
+        for wait_s in (LAST_GRACE_S if self._exporter.failing else timeout_s, LAST_GRACE_S):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await done.wait()
@@ -96,7 +97,7 @@ class _Told(SpanExporter):
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
-        self._failing = False
+        self.failing = False
         self.exported = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -108,14 +109,14 @@ class _Told(SpanExporter):
             log.debug("the exporter of spans raised", exc_info=error)
         if result is SpanExportResult.SUCCESS:
             self.exported += len(spans)
-            if self._failing:
+            if self.failing:
                 log.warning("tracing: the collector takes spans again")
-        elif not self._failing:
+        elif not self.failing:
             log.warning(
                 "tracing: spans do not reach the collector, and are lost until they do; see tracing.endpoint, or "
                 "OTEL_EXPORTER_OTLP_ENDPOINT"
             )
-        self._failing = result is not SpanExportResult.SUCCESS
+        self.failing = result is not SpanExportResult.SUCCESS
         return result
 
     def shutdown(self) -> None:

@@ -30,13 +30,14 @@ from tests.support.spans import FakeRecord, lease
 
 @pytest.fixture(autouse=True)
 def _the_loggers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    logger = logging.getLogger("opentelemetry")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in ("opentelemetry", "urllib3")]
+    levels = [logger.level for logger in loggers]
     for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     yield
-    logger.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 class Collector(SpanExporter):
