@@ -54,8 +54,8 @@ class SpanExport:
         rng: random.Random | None = None,
     ) -> None:
         # Each says on its own what ``_Told`` says once, at every attempt.
-        for name in ("opentelemetry", "urllib3"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        for library in ("opentelemetry", "urllib3"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         self._exporter = _Told(exporter or OTLPSpanExporter(endpoint=endpoint_of(settings)))
         self._processor = BatchSpanProcessor(self._exporter)
         self.tracing = Tracing(
