@@ -32,8 +32,8 @@ DETAILS = (
 )
 """What it may hold beside that: facts that the message says in words, in JSON alone."""
 
-_batch: dict[str, object] = {}
-"""The fields of the batch that this process, a worker, executes now."""
+_batch: list[object] = []
+"""Task, number and trace id of the batch that this process, a worker, executes now."""
 
 # Each reports on its own what the processor's errors already say, at level info and below.
 _QUIET = ("aiokafka", "uvicorn", "asyncio")
@@ -124,14 +124,13 @@ class _FromWorker(logging.Filter):
         self._worker = worker
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.__dict__ |= {"worker": self._worker, **_batch}
+        record.__dict__ |= {"worker": self._worker, **dict(zip(("task", "batch", "trace_id"), _batch, strict=False))}
         return True
 
 
-def executing(**fields: object) -> None:
-    """From now on every line of this worker, its backend's among them, has these fields: those of its batch."""
-    _batch.clear()
-    _batch.update(fields)
+def executing(*batch: object) -> None:
+    """From now on every line of this worker, its backend's too, has its batch's task, number and trace id; or none."""
+    _batch[:] = batch
 
 
 def frames_of(error: BaseException) -> str:

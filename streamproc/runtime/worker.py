@@ -393,7 +393,7 @@ class Worker:
             # Read where it is: the parent writes to this segment again only after the answer.
             frame.body = self._inbound[head["slot"]].view(size)
         count = sum(span[2] for span in head["spans"])
-        executing(task=head["task"], batch=head["id"], trace_id=trace_id_of(head.get("traceparent")))
+        executing(head["task"], head["id"], trace_id_of(head.get("traceparent")))
         started = time.monotonic()
         apart = self._peak is not None and self._peak.reset()
         try:

@@ -196,7 +196,7 @@ def test_the_kafka_clients_repetitions_are_folded_whatever_the_time_of_day_does(
 def test_a_workers_lines_have_the_fields_of_its_batch_while_it_executes_one() -> None:
     stream = io.StringIO()
     configure_logging(stream, level="info", format="json", worker=3)
-    executing(task="text", batch=9, trace_id=None)
+    executing("text", 9, None)
     logging.getLogger("a.library").info("within")
     executing()
     logging.getLogger("a.library").info("after")
