@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -84,6 +84,16 @@ class Section(BaseModel):
 
     short_forms: ClassVar[tuple[str, ...]] = ()
     """Words that may stand in the place of the whole section."""
+
+
+def _http_address(url: str) -> SplitResult | None:
+    """The parts of an HTTP address; None where it is none."""
+    try:
+        parts = urlsplit(url)
+        has_host = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    return parts if has_host and url.isascii() and url.isprintable() and " " not in url else None
 
 
 class KafkaSettings(Section):
@@ -181,12 +191,7 @@ class SchemaRegistrySettings(Section):
         if self.url is None:
             return self
         key = [("url",)]
-        try:
-            parts = urlsplit(self.url)
-            has_host = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            has_host = False
-        if not has_host or not self.url.isascii() or not self.url.isprintable() or " " in self.url:
+        if (parts := _http_address(self.url)) is None:
             raise CrossFieldError("is no address", hint="write it as http://host:port or https://host:port", keys=key)
         if "@" in parts.netloc:
             raise CrossFieldError(
@@ -756,6 +761,35 @@ class LoggingSettings(Section):
     """`auto`: text on a terminal, JSON lines elsewhere."""
 
 
+class TracingSettings(Section):
+    """Traces: spans of records and batches, to a collector by OTLP over HTTP; needs `streamproc[tracing]`."""
+
+    enabled: bool = False
+    """Whether to continue the traces of records (their header `traceparent`) and to make spans."""
+    endpoint: str | None = None
+    """The collector, such as `http://localhost:4318`; by default what OTEL_EXPORTER_OTLP_ENDPOINT says, or that."""
+    service_name: str | None = Field(default=None, min_length=1)
+    """Whose spans they are; by default what OTEL_SERVICE_NAME says, or the application's name."""
+    sample_ratio: float = Field(default=0.001, ge=0, le=1)
+    """The share of records without a `traceparent` that begin a trace; where there is one, it decides."""
+
+    @model_validator(mode="after")
+    def _is_an_address(self) -> Self:
+        if self.endpoint is None:
+            return self
+        if (parts := _http_address(self.endpoint)) is None:
+            raise CrossFieldError(
+                "is no address", hint="write it as http://host:4318 or https://host:4318", keys=[("endpoint",)]
+            )
+        if "@" in parts.netloc:
+            raise CrossFieldError(
+                "holds credentials, which would be shown",
+                hint="send them as a header, by OTEL_EXPORTER_OTLP_HEADERS in the environment",
+                keys=[("endpoint",)],
+            )
+        return self
+
+
 class Settings(Section):
     """Everything that ``streamproc.yaml`` can say."""
 
@@ -773,6 +807,7 @@ class Settings(Section):
     """Folder of what `streamproc estimate` measured, `<task>.estimate.json`; that of the settings file by default."""
     http: HttpSettings = HttpSettings()
     logging: LoggingSettings = LoggingSettings()
+    tracing: TracingSettings = TracingSettings()
     settings_class: str | None = None
     """`module:Name` of a class made of `streamproc.Settings`, with fields of your own beside these."""
     rebalance_drain_s: float = Field(default=10.0, ge=0)

@@ -19,7 +19,7 @@ import ipaddress
 import json
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -29,8 +29,12 @@ from starlette.requests import ClientDisconnect
 from streamproc.errors import RequestError, RequestsFullError
 from streamproc.observe.metric_table import RequestOutcome
 from streamproc.observe.prediction import Prediction, PredictRequest, TaskInput
-from streamproc.records import Cause, Failure
+from streamproc.observe.trace_context import TRACEPARENT, context_of, read
+from streamproc.records import Cause, Failure, Trace
 from streamproc.settings import PredictSettings
+
+if TYPE_CHECKING:
+    from streamproc.observe.tracing import Tracing
 
 STATUSES = {
     200: "every record has a result",
@@ -71,7 +75,9 @@ class _RefusedError(Exception):
         super().__init__(detail)
 
 
-def predict_routes(open_: Open, settings: PredictSettings, tasks: Sequence[str], tokens: Sequence[str]) -> APIRouter:
+def predict_routes(
+    open_: Open, settings: PredictSettings, tasks: Sequence[str], tokens: Sequence[str], tracing: Tracing | None = None
+) -> APIRouter:
     """The route of every task; ``describe`` documents them one by one."""
     router = APIRouter()
 
@@ -86,20 +92,26 @@ def predict_routes(open_: Open, settings: PredictSettings, tasks: Sequence[str],
             place = open_(task)
         except RequestError as error:
             return _unavailable(error)
+        trace = None if tracing is None else tracing.request(_trace_headers(request))
         try:
-            return await _predict(request, place, settings)
+            response = await _predict(request, place, settings, trace)
         finally:
             place.leave()
+        if tracing is not None:
+            if trace is not None:
+                tracing.answered(trace, task, response.status_code)
+            response.headers.update(_answer_headers(request, trace))
+        return response
 
     return router
 
 
-async def _predict(request: Request, place: PredictRequest, settings: PredictSettings) -> Response:
+async def _predict(request: Request, place: PredictRequest, settings: PredictSettings, trace: Trace | None) -> Response:
     try:
         async with asyncio.timeout(settings.timeout_s):
             body = await _read(request, place, settings.max_body_bytes)
             values, is_list = cut(body, settings.max_records)
-            answer = await _result(request, place.submit(values))
+            answer = await _result(request, place.submit(values, trace))
     except TimeoutError:
         place.leave("timeout")
         return _answer(504, f"there was no result within http.predict.timeout_s ({settings.timeout_s:g} s)")
@@ -197,6 +209,19 @@ def _skip(text: str, at: int) -> int:
     while at < len(text) and text[at] in _SPACE:
         at += 1
     return at
+
+
+# -- traces
+
+
+def _trace_headers(request: Request) -> list[tuple[str, bytes | None]]:
+    return [(name.decode("latin-1"), value) for name, value in request.headers.raw if name.startswith(b"trace")]
+
+
+def _answer_headers(request: Request, trace: Trace | None) -> dict[str, str]:
+    """The `traceparent` of an answer: the request's own span, or, where that is not sampled, what came."""
+    context = read(_trace_headers(request)) if trace is None else context_of(trace)
+    return {} if context is None else {TRACEPARENT: context.traceparent}
 
 
 # -- who asks

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from streamproc.broker.declared_topics import DeclaredTopic
     from streamproc.observe.prediction import TaskInput
     from streamproc.observe.server import Sidecar
+    from streamproc.observe.span_export import SpanExport
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +54,14 @@ class Application:
         self._declared = declared_topics(settings)
         self._tokens = http_token(settings.http), predict_token(settings.http)
         self._tls = ServerTls.of(settings.http)
+        setup = worker_setup(settings, self._declared)
+        self._spans = span_export(settings)
         self.processor = Processor(
             settings,
-            worker_setup(settings, self._declared),
+            setup,
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
+            tracing=None if self._spans is None else self._spans.tracing,
         )
         self.reloader = None if load is None else Reloader(self.processor, load, time.time, self._on_reloaded)
         self.sidecar: Sidecar | None = None
@@ -88,6 +92,7 @@ class Application:
             token=token,
             predict_token=for_predictions,
             reload=reload,
+            tracing=None if self._spans is None else self._spans.tracing,
         )
         return Sidecar(app, http.host, http.port, tls=self._tls, max_connections=http.max_connections)
 
@@ -111,6 +116,8 @@ class Application:
         finally:
             if self.sidecar is not None:
                 await self.sidecar.stop()
+            if self._spans is not None:
+                await self._spans.close()
 
     async def __aenter__(self) -> Self:
         """Start; whatever had been started is stopped if that fails."""
@@ -124,6 +131,15 @@ class Application:
     async def __aexit__(self, *_: object) -> None:
         """Stop."""
         await self.stop()
+
+
+def span_export(settings: Settings) -> SpanExport | None:
+    """Where the spans of a processor go; None where there are none. ``check_tracing`` comes before."""
+    if not settings.tracing.enabled or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    from streamproc.observe.span_export import SpanExport  # noqa: PLC0415 - of an extra, and only for whoever traces
+
+    return SpanExport(settings.tracing, settings.name, os.environ)
 
 
 def run_app(load: Load) -> int:

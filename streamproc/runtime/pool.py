@@ -544,6 +544,9 @@ class Pool:
             "opened_at": batch.opened_at,
             "spans": [(*span.lease.partition, len(span.records)) for span in batch.spans],
         }
+        if batch.trace is not None:
+            head["traceparent"] = batch.trace.traceparent
+            batch.trace.worker_pid = worker.pid
         parts, size = batch_parts(batch.spans)
         process = worker.process
         if process is None:

@@ -43,6 +43,7 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
         SettingsError: a format needs a package that is not installed.
     """
     check_formats(settings)
+    check_tracing(settings)
     return {
         "backend": backend_setup(settings),
         "tasks": {
@@ -136,6 +137,17 @@ def length_setup(task: TaskSettings) -> dict[str, Any] | None:
         "input_format": task.input.format,
         "max_value_bytes": task.input.max_value_bytes,
     }
+
+
+def check_tracing(settings: Settings) -> None:
+    """See that what spans need is installed, where there are to be some; nothing is imported. Raises SettingsError."""
+    for module in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        if settings.tracing.enabled and not _is_installed(module):
+            raise SettingsError(
+                f"traces need the package {module}, which is not installed",
+                setting="tracing.enabled",
+                hint="install streamproc[tracing]",
+            )
 
 
 def check_formats(settings: Settings) -> None:

@@ -24,6 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,9 @@ from streamproc.errors import (
 )
 from streamproc.formats.values import samples_in
 from streamproc.loaders import load_backend
-from streamproc.observe.logs import configure_logging
+from streamproc.observe.logs import configure_logging, executing, frames_of
+from streamproc.observe.trace_context import trace_id_of
+from streamproc.observe.trace_scope import batch_span
 from streamproc.records import NO_PARTITION, Cause, Failure, Status
 from streamproc.runtime.child import child_main, start_failure
 from streamproc.runtime.codec import Schema, shorten
@@ -396,12 +399,15 @@ class Worker:
             # Read where it is: the parent writes to this segment again only after the answer.
             frame.body = self._inbound[head["slot"]].view(size)
         count = sum(span[2] for span in head["spans"])
+        executing(head["task"], head["id"], trace_id_of(head.get("traceparent")))
         started = time.monotonic()
         apart = self._peak is not None and self._peak.reset()
         try:
             body = decode_batch(frame.body, count)
             payload = memoryview(frame.body)[24 * count :]
-            reply = self._runners[head["task"]].run(head["spans"], body, payload, (started - head["opened_at"]) * 1_000)
+            queued_ms = (started - head["opened_at"]) * 1_000
+            with nullcontext() if (parent := head.get("traceparent")) is None else batch_span(parent):
+                reply = self._runners[head["task"]].run(head["spans"], body, payload, queued_ms)
         except BaseException as error:  # noqa: BLE001 - neither a fault of ours nor the user's may cost the worker
             failure = error.failure if isinstance(error, BatchFailedError) else _describe(error, "")
             self._log_once(head["task"], failure, error)
@@ -410,6 +416,7 @@ class Worker:
         else:
             self._reply(head["id"], started, reply, self._peak_bytes(apart=apart))
             out_of_memory = False
+        executing()
         if out_of_memory:
             gc.collect()  # what the traceback held of the batch, before the next one needs its place
         if self._has_ready and time.monotonic() - self._ready_checked > READY_CHECK_S:
@@ -426,9 +433,11 @@ class Worker:
         for _ in range(2):
             error = error if error.__cause__ is None else error.__cause__
         try:
-            log.log(level, "task %s: the first of these: %s", task, failure.message, exc_info=error)
-        except BaseException:  # noqa: BLE001 - an exception of the user's may be unfit for printing
-            log.log(level, "task %s: the first of these: %s", task, failure.message)
+            frames = frames_of(error)
+        except BaseException:  # noqa: BLE001 - an exception of the user's, or its code, may be unfit for that
+            frames = ""
+        details = {"cause": failure.cause, "stage": failure.stage, "error_type": failure.kind, "frames": frames}
+        log.log(level, "task %s: the first of these: %s", task, failure.summary, extra=details)
 
     def _peak_bytes(self, *, apart: bool) -> int | None:
         """The most that was held since the batch began; None where that is not known."""

@@ -21,7 +21,7 @@ from streamproc.observe.metric_table import RequestOutcome
 from streamproc.observe.metrics import Metrics
 from streamproc.observe.predict import STATUSES, cut, embedded
 from streamproc.observe.prediction import Prediction, TaskInput
-from streamproc.records import Cause, Failure
+from streamproc.records import Cause, Failure, Trace
 from streamproc.settings import HttpSettings
 from tests.unit.observe.test_http import StubView
 
@@ -49,7 +49,8 @@ class Place:
     def hold(self, size_bytes: int) -> None:
         self.held += size_bytes
 
-    def submit(self, values: Sequence[bytes]) -> asyncio.Future[Prediction | RequestError]:
+    def submit(self, values: Sequence[bytes], trace: Trace | None = None) -> asyncio.Future[Prediction | RequestError]:
+        self.trace = trace
         done: asyncio.Future[Prediction | RequestError] = asyncio.get_running_loop().create_future()
         done.set_result(self._answer(values))
         return done
