@@ -244,7 +244,7 @@ def table(figures: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     """Measure, show, and check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=400)
+    parser.add_argument("--records", type=int, default=800)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-size", type=int, default=16)
     parser.add_argument("--bootstrap", help="a running Kafka; one is started from its jars without this")

@@ -3,10 +3,11 @@
     python -m benchmarks.growth [--sweep NAME ...] [--quick | --full] [--rounds N] [--bootstrap HOST:PORT] [--out DIR]
 
 Each sweep changes one thing and leaves the others as they are: 223-byte JSON, 6 partitions, one task, batches of 512,
-one worker, one replica, the identity backend, 300,000 records in all. Each point is a fresh ``streamproc run`` with
-topics of its own. The rate is that of the results becoming visible in the broker, the first third aside; memory is the
-peak of the parent's resident memory (``VmHWM``). At each point there have to be as many results as records and no dead
-letter, samples of every topic's results are read and compared, and the processor has to end in order.
+one worker, one replica, the identity backend, 300,000 records in all (1,500,000 for tasks). Each point is a fresh
+``streamproc run`` with topics of its own. The rate is that of the results becoming visible in the broker, the first
+third aside; memory is the peak of the parent's resident memory (``VmHWM``). At each point there have to be as many
+results as records and no dead letter, samples of every topic's results are read and compared, and the processor has to
+end in order.
 
     backlog     10⁴ to 10⁶ records (``--full``: 10⁷, which takes 7 GB of disk)   rate and memory flat
     partitions  1 to 128                                                          flat
@@ -16,8 +17,8 @@ letter, samples of every topic's results are read and compared, and the processo
     workers     1 to 4, a backend that waits 20 ms for each batch of 64           linear
     replicas    1 to 4, as above, on 12 partitions                                linear
 
-``--out`` takes the directory of ``growth.json`` and of a plot for each sweep. The exit code is 1 where a curve is not
-as it should be.
+``--out`` takes the directory of ``growth.json`` and of a plot for each sweep; of sweeps that are not run it keeps what
+is there. The exit code is 1 where a curve is not as it should be.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ from streamproc.settings import KafkaSettings
 MIB = 1_048_576
 LARGEST_BATCH_BYTES = 4 * MIB
 POLL_S = 0.01
+LEAST_S = 1e-7
+"""Of a record's time: a short run is looked at more often."""
 SAMPLE = 100
 STALLED_AFTER_S = 60.0
 ENOUGH = 0.7
@@ -166,7 +169,8 @@ _WAITING = Point(batch=64, backend="waiting:Backend", records=20_000)
 SWEEPS = {
     "backlog": Sweep("records", (10**4, 10**5, 10**6), "records", flat_in_both),
     "partitions": Sweep("partitions", (1, 2, 4, 8, 16, 32, 64, 128), "partitions", flat),
-    "tasks": Sweep("tasks", (1, 2, 4, 8, 16), "tasks", flat),
+    # A broker makes files for six partitions of each task, so that what follows has to be long.
+    "tasks": Sweep("tasks", (1, 2, 4, 8, 16), "tasks", flat, records=lambda _: 1_500_000),
     "size": Sweep(
         "value_bytes",
         (100, 1_000, 10_000, 100_000, 1_000_000),
@@ -296,7 +300,7 @@ class Topics:
                     it.check()
                 if now - moved > STALLED_AFTER_S:
                     raise SystemExit(f"no result for {STALLED_AFTER_S:g} s, after {count} of {records}")
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(min(POLL_S, records * LEAST_S))
         timed = records - begun[1]
         if timed < records / 3:
             raise SystemExit(f"{records} records are too few to be timed: {begun[1]} of them came at once")
@@ -461,7 +465,10 @@ def main() -> int:
             found[name] = run_sweep(bootstrap, Path(directory), name, sweep, given.rounds)
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        figures = given.out / "growth.json"
+        kept = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
+        all_of_them = {name: it for name in SWEEPS if (it := found.get(name, kept.get(name))) is not None}
+        figures.write_text(json.dumps(all_of_them, indent=1) + "\n", encoding="utf-8")
         for name, its in found.items():
             for file, chart in plots(name, its).items():
                 (given.out / file).write_text(chart, encoding="utf-8")

@@ -1,6 +1,6 @@
 """Predictions over HTTP while Kafka streams: what a request takes, in batches apart from Kafka's records or with them.
 
-    python -m benchmarks.predict [--clients N] [--seconds S] [--records N] [--bootstrap HOST:PORT]
+    python -m benchmarks.predict [--clients N] [--seconds S] [--records N] [--bootstrap HOST:PORT] [--json FILE]
 
 One ``streamproc run`` of the digits demo (one worker, batches of up to 64, a wait of up to 20 ms) for each setting of
 ``http.predict.batch_with``, asked by ``--clients`` clients at once. Each has a connection of its own, sends one image,
@@ -12,6 +12,8 @@ waits for its answer, and sends the next: a closed loop. So it goes for ``--seco
 
 A request takes from its first byte to the last of its answer. Every answer is compared with that of the model in this
 process, and Kafka's records are counted before and after. All share the machine.
+
+The table in docs/http.md is that of ``--json docs/predict-benchmark.json``; a test holds it to that.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import asyncio
 import http.client
 import json
+import platform
 import sys
 import tempfile
 import threading
@@ -141,6 +144,23 @@ def measure(bootstrap: str, batch_with: str, directory: Path, given: argparse.Na
     }
 
 
+def table(figures: Mapping[str, Any]) -> list[str]:
+    """The figures as a table of Markdown, times in milliseconds."""
+    lines = [
+        "| requests batch | Kafka | requests/s | p50, ms | p99, ms | longest, ms | Kafka's records/s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for it in figures["found"]:
+        for state in ("idle", "streaming"):
+            at = it[state]
+            records = f"{at['kafka_records_per_s']:,}" if state == "streaming" else ""
+            lines.append(
+                f"| `{it['batch_with']}` | {state} | {at['per_s']:,.0f} | {at['p50_ms']:.1f} | {at['p99_ms']:.1f} "
+                f"| {at['max_ms']:.1f} | {records} |"
+            )
+    return lines
+
+
 def main() -> int:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,15 +177,15 @@ def main() -> int:
         else:
             with KafkaCluster(directory / "kafka") as cluster:
                 found = [measure(cluster.bootstrap_servers, it, directory, given) for it in ("apart", "kafka")]
-    print(f"{given.clients} clients, milliseconds\n")
-    print("| batching | Kafka | requests/s | p50 | p99 | longest | Kafka's records/s |\n|---|---|---|---|---|---|---|")
-    for it in found:
-        for state in ("idle", "streaming"):
-            at = it[state]
-            row = (it["batch_with"], state, at["per_s"], at["p50_ms"], at["p99_ms"], at["max_ms"])
-            print(f"| {' | '.join(map(str, row))} | {at.get('kafka_records_per_s', '')} |")
+    figures = {
+        "clients": given.clients,
+        "seconds": given.seconds,
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "found": found,
+    }
+    print("\n".join(table(figures)))
     if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -156,7 +156,7 @@ class _Document:
         if output.envelope == "full":
             message["payload"] = payload or self._schema("result", _full_envelope())
         else:
-            message["headers"] = self._schema("resultHeaders", _headers(_RESULT_HEADERS))
+            message["headers"] = self._schema("resultHeaders", _headers(_RESULT_HEADERS, _VERSION_HEADER))
             message["payload"] = payload or {"description": "The backend's output record: no schema is declared."}
         return self._message(f"{topic}-record", message)
 
@@ -283,7 +283,7 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _full_envelope() -> dict[str, Any]:
-    return _object(
+    envelope = _object(
         {
             "result": {"description": "The backend's output record."},
             "metrics": {"description": "The batch that the record ran in.", **_object(_METRICS)},
@@ -291,6 +291,8 @@ def _full_envelope() -> dict[str, Any]:
             "task": {"type": "string"},
         }
     )
+    envelope["properties"]["backend_version"] = {"type": "string", "description": "Where backend.version is set."}
+    return envelope
 
 
 _WHERE_THE_BACKEND_ANSWERED = ("execution_times", "total_execution_time", "queue_time")
@@ -344,6 +346,7 @@ _RESULT_HEADERS = {
     "streamproc-task": _TEXT,
     "streamproc-metrics": {"type": "string", "description": "The batch's metrics, as JSON."},
 }
+_VERSION_HEADER = {"streamproc-backend-version": {"type": "string", "description": "Where backend.version is set."}}
 _DEAD_LETTER_HEADERS = {
     **_SOURCE_HEADERS,
     "streamproc-task": _TEXT,

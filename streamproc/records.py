@@ -18,7 +18,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NamedTuple, Protocol
@@ -93,11 +93,56 @@ class Lease:
 
 
 @dataclass(slots=True, eq=False)
+class BatchTrace:
+    """What is traced of a batch's execution: the span of its own that is made once it has ended."""
+
+    trace_id: int
+    span_id: int
+    begun_ns: int
+    """Nanoseconds since 1970."""
+    worker_pid: int | None = None
+    parent_id: None = None
+    flags: int = 1
+    state: str = ""
+
+    @property
+    def traceparent(self) -> str:
+        """For the worker: the parent of what the backend makes of spans."""
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.flags:02x}"
+
+
+@dataclass(slots=True, eq=False)
+class Trace:
+    """What is traced of a record, or of a request over HTTP, until its span is made at the end of its way."""
+
+    trace_id: int
+    span_id: int
+    parent_id: int | None
+    """The span that it comes from, of its producer or client; None where the trace begins here."""
+    flags: int
+    state: str
+    begun_ns: int
+    executions: list[BatchTrace] = field(default_factory=list)
+    """Of the batches that it was in, failed ones among them."""
+    failure: Failure | None = None
+    publish_id: int | None = None
+    """The span of its result or dead letter; None where nothing is written."""
+    publish_ns: int = 0
+    published_to: str = ""
+
+
+def trace_id(trace: Trace | BatchTrace | None) -> str | None:
+    """The id of a trace as its headers and the log have it."""
+    return None if trace is None else f"{trace.trace_id:032x}"
+
+
+@dataclass(slots=True, eq=False)
 class Span:
     """A run of records of one lease, neighbours in reading order; ``first`` is the sequence number of the first.
 
     ``sizes`` holds the bytes of each value, ``NULL_SIZE`` for a null; ``arrived_at`` is in seconds of the processor's
-    clock; ``lengths`` is what each record is padded by, at least 0, where its task measures that.
+    clock; ``lengths`` is what each record is padded by, at least 0, where its task measures that. ``traces`` has the
+    records that are traced, by sequence number, maybe some of neighbouring spans too; nearly always there are none.
     """
 
     lease: Lease
@@ -106,6 +151,7 @@ class Span:
     sizes: Sequence[int]
     arrived_at: float
     lengths: Sequence[int] | None = None
+    traces: Mapping[int, Trace] | None = None
     size_bytes: int = field(init=False)
     """The bytes of the values together."""
     output_bytes: int = field(init=False, default=0)
@@ -145,6 +191,7 @@ class Span:
             self.sizes[start:stop],
             self.arrived_at,
             None if self.lengths is None else self.lengths[start:stop],
+            self.traces,
         )
 
     def singles(self) -> list[Span]:
@@ -192,6 +239,10 @@ class Cause(StrEnum):
     """The schema registry does not answer, or refuses to."""
 
 
+OWN_STAGES = frozenset({"batch", "decode", "schema", "output", "worker", "registry", "sink"})
+"""Stages whose messages are streamproc's own words, and have nothing of a record in them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a record, or a whole batch, failed.
@@ -207,6 +258,14 @@ class Failure:
     kind: str
     message: str
     traceback: str = ""
+
+    @property
+    def summary(self) -> str:
+        """What failed, for logs and traces: the message, unless it may quote a record, or what is secret to a backend.
+
+        Exceptions quote what they choke on, and reasons to reject a record are the user's. Dead letters have both.
+        """
+        return self.message if self.stage in OWN_STAGES else f"{self.stage} failed with {self.kind}"
 
     @property
     def killed(self) -> bool:
@@ -243,6 +302,8 @@ class Batch:
     predicted_bytes: float | None = None
     model_bytes: float = 0.0
     account: str = ""
+    trace: BatchTrace | None = None
+    """Of its execution, where one of its records is traced."""
     size: int = field(init=False)
     size_bytes: int = field(init=False)
     longest: int | None = field(init=False)
@@ -309,13 +370,14 @@ class BatchReport:
 
     ``worker`` is the index of the one that ran it, None where its records failed before; ``metrics`` is the backend's
     execution metrics as JSON, packflow's names, milliseconds, where somebody asks for them; ``attempts`` how often the
-    records had been executed when this came out.
+    records had been executed when this came out; ``backend_version`` that of the settings of who ran it.
     """
 
     batch: Batch
     worker: int | None
     metrics: bytes
     attempts: int
+    backend_version: str | None = None
 
 
 @dataclass(slots=True, eq=False)

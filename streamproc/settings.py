@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -84,6 +84,16 @@ class Section(BaseModel):
 
     short_forms: ClassVar[tuple[str, ...]] = ()
     """Words that may stand in the place of the whole section."""
+
+
+def _http_address(url: str) -> SplitResult | None:
+    """The parts of an HTTP address; None where it is none."""
+    try:
+        parts = urlsplit(url)
+        has_host = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    return parts if has_host and url.isascii() and url.isprintable() and " " not in url else None
 
 
 class KafkaSettings(Section):
@@ -181,12 +191,7 @@ class SchemaRegistrySettings(Section):
         if self.url is None:
             return self
         key = [("url",)]
-        try:
-            parts = urlsplit(self.url)
-            has_host = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            has_host = False
-        if not has_host or not self.url.isascii() or not self.url.isprintable() or " " in self.url:
+        if (parts := _http_address(self.url)) is None:
             raise CrossFieldError("is no address", hint="write it as http://host:port or https://host:port", keys=key)
         if "@" in parts.netloc:
             raise CrossFieldError(
@@ -653,6 +658,10 @@ class PredictSettings(Section):
 
     enabled: bool | None = None
     """Whether to answer them; by default where not everybody can ask: at a loopback address, or with a token."""
+    token: SecretStr | None = Field(default=None, min_length=1)
+    """A token that is good for predictions and nothing else, beside http.token, which is good for all."""
+    token_file: SettingsPath | None = None
+    """File that holds this token."""
     batch_with: Literal["apart", "kafka"] = "apart"
     """`apart`: requests batch among themselves and share the workers with their task's records evenly; `kafka`: they
     batch with the records, in order of arrival, and wait behind what was read before them."""
@@ -669,6 +678,9 @@ class PredictSettings(Section):
 
     @model_validator(mode="after")
     def _a_body_can_wait(self) -> Self:
+        if self.token is not None and self.token_file is not None:
+            keys = [("token_file",), ("token",)]
+            raise CrossFieldError("is set, and so is token", hint="keep one of them", keys=keys)
         if self.max_waiting_bytes < self.max_body_bytes:
             raise CrossFieldError(
                 f"{self.max_waiting_bytes} is below max_body_bytes ({self.max_body_bytes}), so that such a body would "
@@ -695,6 +707,12 @@ class HttpSettings(Section):
     `Authorization: Bearer …`; better from STREAMPROC_HTTP__TOKEN or a file."""
     token_file: SettingsPath | None = None
     """File that holds the token, for secrets mounted into a container."""
+    tls_cert_file: SettingsPath | None = None
+    """Certificate, with its chain, to be asked by https with; read again at every reload."""
+    tls_key_file: SettingsPath | None = None
+    """Private key of the certificate."""
+    max_connections: int = Field(default=2_000, ge=10)
+    """Most connections at a time; those that have asked for nothing go first."""
     predict: PredictSettings = PredictSettings()
     """Predictions over HTTP."""
 
@@ -709,15 +727,23 @@ class HttpSettings(Section):
     @property
     def predicts(self) -> bool:
         """Whether predictions are answered, the default filled in."""
-        guarded = self.is_private or self.token is not None or self.token_file is not None
-        return guarded if self.predict.enabled is None else self.predict.enabled
+        return self._not_for_everybody if self.predict.enabled is None else self.predict.enabled
+
+    @property
+    def _not_for_everybody(self) -> bool:
+        tokens = (self.token, self.token_file, self.predict.token, self.predict.token_file)
+        return self.is_private or any(it is not None for it in tokens)
 
     @model_validator(mode="after")
     def _not_everybody_may_ask(self) -> Self:
         if self.token is not None and self.token_file is not None:
             keys = [("token_file",), ("token",)]
             raise CrossFieldError("is set, and so is token", hint="keep one of them", keys=keys)
-        if self.predict.enabled and not (self.is_private or self.token is not None or self.token_file is not None):
+        if self.tls_key_file is not None and self.tls_cert_file is None:
+            raise CrossFieldError("needs the certificate", hint="set tls_cert_file too", keys=[("tls_key_file",)])
+        if self.tls_cert_file is not None and self.tls_key_file is None:
+            raise CrossFieldError("needs its private key", hint="set tls_key_file too", keys=[("tls_cert_file",)])
+        if self.predict.enabled and not self._not_for_everybody:
             raise CrossFieldError(
                 f"whoever reaches {self.host} could ask for predictions",
                 hint="set http.token_file, or STREAMPROC_HTTP__TOKEN in the environment, or listen at 127.0.0.1",
@@ -748,6 +774,35 @@ class LoggingSettings(Section):
     """`auto`: text on a terminal, JSON lines elsewhere."""
 
 
+class TracingSettings(Section):
+    """Traces: spans of records and batches, to a collector by OTLP over HTTP; needs `streamproc[tracing]`."""
+
+    enabled: bool = False
+    """Whether to continue the traces of records (their header `traceparent`) and to make spans."""
+    endpoint: str | None = None
+    """The collector, such as `http://localhost:4318`; by default what OTEL_EXPORTER_OTLP_ENDPOINT says, or that."""
+    service_name: str | None = Field(default=None, min_length=1)
+    """Whose spans they are; by default what OTEL_SERVICE_NAME says, or the application's name."""
+    sample_ratio: float = Field(default=0.001, ge=0, le=1)
+    """The share of records without a `traceparent` that begin a trace; where there is one, it decides."""
+
+    @model_validator(mode="after")
+    def _is_an_address(self) -> Self:
+        if self.endpoint is None:
+            return self
+        if (parts := _http_address(self.endpoint)) is None:
+            raise CrossFieldError(
+                "is no address", hint="write it as http://host:4318 or https://host:4318", keys=[("endpoint",)]
+            )
+        if "@" in parts.netloc:
+            raise CrossFieldError(
+                "holds credentials, which would be shown",
+                hint="send them as a header, by OTEL_EXPORTER_OTLP_HEADERS in the environment",
+                keys=[("endpoint",)],
+            )
+        return self
+
+
 class Settings(Section):
     """Everything that ``streamproc.yaml`` can say."""
 
@@ -766,6 +821,7 @@ class Settings(Section):
     http: HttpSettings = HttpSettings()
     stats: StatsSettings = StatsSettings()
     logging: LoggingSettings = LoggingSettings()
+    tracing: TracingSettings = TracingSettings()
     settings_class: str | None = None
     """`module:Name` of a class made of `streamproc.Settings`, with fields of your own beside these."""
     rebalance_drain_s: float = Field(default=10.0, ge=0)
@@ -929,3 +985,17 @@ class TaskTopics(Section):
     results: str
     metrics: str
     dead: str
+
+
+def _secrets(model: type[BaseModel], name: str) -> Iterator[str]:
+    """The environment variables of the secrets in a section, in upper case."""
+    for field, info in model.model_fields.items():
+        below = f"{name}{field.upper()}"
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _secrets(info.annotation, f"{below}__")
+        elif SecretStr in get_args(info.annotation):
+            yield below
+
+
+SECRET_VARIABLES = frozenset(_secrets(Settings, "STREAMPROC_"))
+"""The environment variables that hold secrets of ours, in upper case."""

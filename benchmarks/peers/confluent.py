@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from benchmarks.peers.work import COMMIT_INTERVAL_MS, MAX_BATCH_BYTES, WORKS, Meter, Task
 
@@ -47,7 +47,11 @@ def run(task: Task) -> None:
     def commit() -> None:
         if producer.flush(FLUSH_S) or failures:
             raise KafkaException(failures[0] if failures else "not all was acknowledged in time")
-        consumer.commit(asynchronous=False)
+        try:
+            consumer.commit(asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._NO_OFFSET:  # noqa: SLF001 - its public name; nothing is new since the last
+                raise
 
     consumer.subscribe([task.source])
     most = task.batch if task.work == "model" else CONSUME

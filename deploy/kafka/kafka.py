@@ -34,6 +34,7 @@ import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -163,6 +164,24 @@ def _libs_complete() -> bool:
 # ------------------------------------------------------------------------------------------------------ the cluster
 
 
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM: a private key of the nodes with its certificate, and the authority of their clients."""
+
+    node: Path
+    authority: Path
+
+    def properties(self) -> dict[str, str]:
+        """What they are to Kafka."""
+        return {
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(self.node),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.authority),
+            "listener.name.ssl.ssl.client.auth": "required",
+        }
+
+
 class KafkaCluster:
     """Apache Kafka in ``directory``: its data, its logs, its process ids.
 
@@ -170,6 +189,10 @@ class KafkaCluster:
     second listener (SASL_PLAINTEXT; PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; user ``SASL_USER``) ten ports higher.
     ``properties`` go over the defaults of ``server.properties``. Nodes count from 1. ``jvm_options`` choose the
     collector of each node, ``heap_mb`` its heap.
+
+    With ``tls`` there are two more listeners beside that of ``sasl``: SASL_SSL, for the same users, and SSL, which asks
+    its clients for certificates. ``users`` gives further users of the SASL listeners, with their passwords: they log in
+    by PLAIN and SCRAM-SHA-512.
 
     ``extra_listeners`` gives further plain-text listeners by name, each with the port that a node advertises for it:
     ``{"R1": {1: 7001, 2: 7002}}``. Whoever asks there is sent to the advertised ports, behind which the caller has a
@@ -191,6 +214,8 @@ class KafkaCluster:
         heap_mb: int = 512,
         jvm_options: Sequence[str] = SMALL_JVM,
         extra_listeners: Mapping[str, Mapping[int, int]] | None = None,
+        tls: Tls | None = None,
+        users: Mapping[str, str] | None = None,
     ) -> None:
         if nodes < 1:
             raise KafkaClusterError(f"A cluster of {nodes} nodes is none: nodes must be 1 or more.")
@@ -198,7 +223,11 @@ class KafkaCluster:
             raise KafkaClusterError(f"{nodes} nodes and {len(ports)} ports: give one port a node.")
         self.directory = Path(directory).absolute()
         self.nodes = nodes
+        if tls and (detached or not sasl):
+            raise KafkaClusterError("TLS is for tests: with sasl, and not detached.")
         self.sasl = sasl
+        self.tls = tls
+        self.users = dict(users or {})
         self.detached = detached
         self.heap_mb = heap_mb
         self.jvm_options = tuple(jvm_options)
@@ -211,7 +240,9 @@ class KafkaCluster:
             name: dict(zip(self._node_ids(), extra[index * nodes :], strict=False))
             for index, name in enumerate(self.extra_listeners)
         }
-        chosen = free_ports(nodes * (2 if ports else 3), without=extra)
+        tls_ports = free_ports(2 * nodes if tls else 0, without=extra)
+        self._tls_ports = {"SASL_SSL": tls_ports[:nodes], "SSL": tls_ports[nodes:]} if tls else {}
+        chosen = free_ports(nodes * (2 if ports else 3), without=[*extra, *tls_ports])
         self.ports = list(ports) if ports else chosen[:nodes]
         self.sasl_ports = [port + 10 for port in self.ports] if ports else chosen[nodes : 2 * nodes]
         self._controller_ports = chosen[-nodes:]
@@ -260,6 +291,10 @@ class KafkaCluster:
     def sasl_bootstrap_servers(self) -> str:
         """Every node's SASL address; empty without ``sasl``."""
         return ",".join(f"{HOST}:{port}" for port in self.sasl_ports) if self.sasl else ""
+
+    def tls_bootstrap_servers(self, listener: str) -> str:
+        """Every node's address of the listener SASL_SSL or SSL; only with ``tls``."""
+        return ",".join(f"{HOST}:{port}" for port in self._tls_ports[listener])
 
     def start(self, timeout_s: float = 120.0) -> None:
         """Start every node and return when all of them are members of the cluster; on failure stop them again."""
@@ -365,6 +400,7 @@ class KafkaCluster:
 
     def _check_ports(self) -> None:
         extra = [port for ports in self.extra_ports.values() for port in ports.values()]
+        extra += [port for ports in self._tls_ports.values() for port in ports]
         for port in [*self.ports, *self._controller_ports, *(self.sasl_ports if self.sasl else []), *extra]:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -401,10 +437,12 @@ class KafkaCluster:
         listeners = {"PLAINTEXT": self.ports[node - 1], "CONTROLLER": self._controller_ports[node - 1]}
         if self.sasl:
             listeners["SASL_PLAINTEXT"] = self.sasl_ports[node - 1]
+        listeners |= {name: ports[node - 1] for name, ports in self._tls_ports.items()}
         listeners |= {name: ports[node] for name, ports in self.extra_ports.items()}
         advertised = listeners | {name: ports[node] for name, ports in self.extra_listeners.items()}
         del advertised["CONTROLLER"]
-        protocols = dict.fromkeys(listeners, "PLAINTEXT") | {"SASL_PLAINTEXT": "SASL_PLAINTEXT"}
+        protocols = dict.fromkeys(listeners, "PLAINTEXT")
+        protocols |= {name: name for name in ("SASL_PLAINTEXT", *self._tls_ports)}
         voters = ",".join(f"{n}@{HOST}:{self._controller_ports[n - 1]}" for n in self._node_ids())
         replicas = str(min(self.nodes, 3))
         in_sync = str(min(self.nodes, 2))
@@ -440,11 +478,14 @@ class KafkaCluster:
             "log.cleaner.dedupe.buffer.size": str(16 << 20),
         }
         if self.sasl:
-            made |= _sasl_properties()
+            made |= _sasl_properties(["SASL_PLAINTEXT", *(["SASL_SSL"] if self.tls else [])], self.users)
+        if self.tls:
+            made |= self.tls.properties()
         return made | self.properties
 
     def _format(self, java: str, libs: Path) -> None:
         scram = [f"SCRAM-SHA-{bits}=[name={SASL_USER},password={SASL_PASSWORD}]" for bits in (256, 512)]
+        scram += [f"SCRAM-SHA-512=[name={name},password={password}]" for name, password in self.users.items()]
         users = [argument for entry in scram for argument in ("--add-scram", entry)] if self.sasl else []
         formatting = {}
         for node in self._node_ids():
@@ -522,18 +563,22 @@ class KafkaCluster:
         self._processes.clear()
 
 
-def _sasl_properties() -> dict[str, str]:
-    listener = "listener.name.sasl_plaintext"
-    plain = f'username="{SASL_USER}" password="{SASL_PASSWORD}" user_{SASL_USER}="{SASL_PASSWORD}"'
+def _sasl_properties(listeners: Sequence[str], users: Mapping[str, str]) -> dict[str, str]:
+    everybody = {SASL_USER: SASL_PASSWORD, **users}
+    plain = "".join(f' user_{name}="{password}"' for name, password in everybody.items())
+    plain = f'username="{SASL_USER}" password="{SASL_PASSWORD}"{plain}'
     scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-    return {
-        "sasl.enabled.mechanisms": ",".join(SASL_MECHANISMS),
-        f"{listener}.plain.sasl.jaas.config": (
-            f"org.apache.kafka.common.security.plain.PlainLoginModule required {plain};"
-        ),
-        f"{listener}.scram-sha-256.sasl.jaas.config": scram,
-        f"{listener}.scram-sha-512.sasl.jaas.config": scram,
-    }
+    made = {"sasl.enabled.mechanisms": ",".join(SASL_MECHANISMS)}
+    for name in listeners:
+        listener = f"listener.name.{name.lower()}"
+        made |= {
+            f"{listener}.plain.sasl.jaas.config": (
+                f"org.apache.kafka.common.security.plain.PlainLoginModule required {plain};"
+            ),
+            f"{listener}.scram-sha-256.sasl.jaas.config": scram,
+            f"{listener}.scram-sha-512.sasl.jaas.config": scram,
+        }
+    return made
 
 
 # -------------------------------------------------------------------------------------------------------- the parts

@@ -24,6 +24,8 @@ class InferenceBackend(Pipeline):
 
     Attributes:
         backend_config_model: Validates the keyword arguments; set it to a ``BackendConfig`` subclass for more fields.
+        input_model: Describes a record as it comes, in the documentation; it checks nothing.
+        output_model: The same of a record's output.
         config: The validated configuration.
         logger: Where to log.
     """

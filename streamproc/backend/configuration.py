@@ -77,10 +77,9 @@ def validate_configuration(
     backend_config_model: BackendConfig | type[BackendConfig], values: Mapping[str, Any]
 ) -> BackendConfig:
     """Validate values that are already merged."""
-    _logger.debug("Configuration as given: %r", values)
-    config = backend_config_model.model_validate(dict(values))
-    _logger.debug("Configuration: %r", config)
-    return config
+    # Names alone: a value may be a password to the backend's own services.
+    _logger.debug("Configuration: %s given, the rest by default", ", ".join(map(str, values)) or "nothing")
+    return backend_config_model.model_validate(dict(values))
 
 
 def with_file_overrides(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
 
 from streamproc.backend.configuration import BackendConfig
 from streamproc.backend.metrics import ExecutionMetrics
@@ -32,6 +34,8 @@ class Pipeline(ABC):
 
     config: BackendConfig
     logger: BackendLogger
+    input_model: ClassVar[type[BaseModel] | None] = None
+    output_model: ClassVar[type[BaseModel] | None] = None
 
     def _set_up(self, config: BackendConfig) -> None:
         self.logger = get_logger()

@@ -63,6 +63,8 @@ class Task(Pipeline, Generic[B]):
         name: The task's name in the settings; by default the class's own, ``ImageText`` giving ``image_text``.
         backend_config: This task's configuration, over the backend's and under the deployment's ``tasks.<name>``.
         backend_config_model: Validates it.
+        input_model: Describes a record as it comes, in the documentation; it checks nothing.
+        output_model: The same of a record's output.
         backend: The backend that the task belongs to.
         config: The validated configuration.
     """

@@ -6,7 +6,8 @@ Nothing here creates a topic by asking for it, and nothing joins a consumer grou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self, cast
 
 from aiokafka import AIOKafkaConsumer
@@ -21,10 +22,12 @@ from streamproc.broker.connection import (
     all_topics,
     ask_any_broker,
     client_options,
+    ended,
     first_connection,
     is_embedded,
     isolation_level,
     read_topics,
+    why_absent,
 )
 from streamproc.broker.interface import ConfigEntry, NewTopic, TopicInfo
 from streamproc.broker.offsets import (
@@ -33,8 +36,9 @@ from streamproc.broker.offsets import (
     committed_stable_offsets,
     corrected_ends,
 )
+from streamproc.broker.privileges import AclOperation, Privilege
 from streamproc.broker.transaction_requests import are_known
-from streamproc.broker.translation import missing, translate
+from streamproc.broker.translation import translate
 from streamproc.errors import BrokerError
 from streamproc.records import TopicPartition
 from streamproc.settings import KafkaSettings
@@ -84,8 +88,13 @@ class KafkaAdmin:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._reader.stop()
-        await self._inner.close()
+        for stopping, client in (
+            (self._reader.stop(), self._reader._client),  # noqa: SLF001 - as below
+            (self._inner.close(), self._client),
+        ):
+            closed = await ended(stopping, client)
+            if not closed.cancelled():  # as a reader that is closed at once is, by aiokafka itself
+                closed.result()
 
     async def topics(self) -> Mapping[str, TopicInfo]:
         """All topics, Kafka's internal ones included and marked."""
@@ -107,48 +116,53 @@ class KafkaAdmin:
             for it in topics
         ]
         named = ", ".join(it.name for it in topics)
+        await self._controlled(f"create topics {named}")
         response = await self._try(self._inner.create_topics(new), f"create topics {named}")
-        self._raise_first(response.topic_errors, "create")
+        self._raise_first(response.topic_errors, "create", "Create")
         await self._seen(lambda found: all(it.name in found for it in topics))
 
     async def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics with all their records."""
         if not names:
             return
-        await self._exist(names)
+        await self.check_topics(names, "Delete")
+        await self._controlled(f"delete topics {', '.join(names)}")
         response = await self._try(self._inner.delete_topics(list(names)), f"delete topics {', '.join(names)}")
-        self._raise_first(response.topic_error_codes, "delete")
+        self._raise_first(response.topic_error_codes, "delete", "Delete")
         await self._seen(lambda found: not any(name in found for name in names))
 
     async def describe_configs(self, topic: str) -> Mapping[str, ConfigEntry]:
         """The configurations of a topic, inherited ones included. Raises TopicMissingError."""
-        await self._exist([topic])
-        found = await self._try(describe_configs(self._client, topic), f"look at topic {topic}", topic)
+        await self.check_topics([topic], "DescribeConfigs")
+        asking = describe_configs(self._client, topic)
+        found = await self._try(asking, f"look at the configuration of topic {topic}", "DescribeConfigs", topic)
         if self._embedded:  # it shows what a topic sets itself and nothing else, and calls that defaults
             return {name: ConfigEntry(entry.value, own=True) for name, entry in found.items()}
         return cast("dict[str, ConfigEntry]", found)
 
     async def set_configs(self, topic: str, changes: Mapping[str, str]) -> None:
         """Change some configurations of a topic and leave the others alone."""
-        await self._exist([topic])
-        await self._try(set_configs(self._client, topic, dict(changes)), f"configure topic {topic}", topic)
+        await self.check_topics([topic], "AlterConfigs")
+        setting = set_configs(self._client, topic, dict(changes))
+        await self._try(setting, f"configure topic {topic}", "AlterConfigs", topic)
 
     async def add_partitions(self, topic: str, total: int) -> None:
         """Give a topic more partitions, ``total`` altogether."""
-        await self._exist([topic])
+        await self.check_topics([topic], "Alter")
         if self._embedded:
             raise BrokerError(
                 f"could not add partitions to topic {topic}: the embedded broker cannot; restart it, which empties it, "
                 f"and create the topic with {total} partitions",
                 bootstrap_servers=self._settings.bootstrap_servers,
             )
+        await self._controlled(f"add partitions to topic {topic}")
         request = self._inner.create_partitions({topic: NewPartitions(total)})
-        await self._try(request, f"add partitions to topic {topic}", topic)
+        await self._try(request, f"add partitions to topic {topic}", "Alter", topic)
         await self._seen(lambda found: topic in found and found[topic].partitions >= total)
 
     async def end_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """The offset after the last record of each partition."""
-        await self._exist([partition.topic for partition in partitions])
+        await self.check_topics([partition.topic for partition in partitions], "Read")
         asked = [KafkaTopicPartition(*partition) for partition in partitions]
         ends = await self._try(self._reader.end_offsets(asked), "ask for log ends")
         if self._embedded:
@@ -157,7 +171,7 @@ class KafkaAdmin:
 
     async def begin_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """The offset of the first record that each partition still has."""
-        await self._exist([partition.topic for partition in partitions])
+        await self.check_topics([partition.topic for partition in partitions], "Read")
         asked = [KafkaTopicPartition(*partition) for partition in partitions]
         begins = await self._try(self._reader.beginning_offsets(asked), "ask for log starts")
         return {TopicPartition(*partition): offset for partition, offset in begins.items()}
@@ -167,7 +181,7 @@ class KafkaAdmin:
 
         The embedded broker goes by the time at which a batch arrived.
         """
-        await self._exist([partition.topic for partition in times_ms])
+        await self.check_topics([partition.topic for partition in times_ms], "Read")
         asked = {KafkaTopicPartition(*partition): time_ms for partition, time_ms in times_ms.items()}
         found = await self._try(self._reader.offsets_for_times(asked), "look up offsets by time")
         # A timestamp of -1 is how the embedded broker says that there is none.
@@ -186,19 +200,21 @@ class KafkaAdmin:
         if not partitions:
             return {}
         ask = committed_stable_offsets if stable and self._transactions else committed_offsets
+        needs = [Privilege("Describe", "Group", group_id), *_each("Describe", partitions)]
         asked: dict[TopicPartition, int] = await self._ask_coordinator(
-            lambda: ask(self._client, group_id, partitions), f"ask for offsets of group {group_id}"
+            lambda: ask(self._client, group_id, partitions), f"ask for offsets of group {group_id}", needs
         )
         return asked
 
     async def commit(self, group_id: str, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit offsets of a group that has no members. Raises CommitRejectedError where it has some."""
         if offsets:
+            needs = [Privilege("Read", "Group", group_id), *_each("Read", offsets)]
             await self._ask_coordinator(
-                lambda: commit_offsets(self._client, group_id, offsets), f"commit offsets of group {group_id}"
+                lambda: commit_offsets(self._client, group_id, offsets), f"commit offsets of group {group_id}", needs
             )
 
-    async def _ask_coordinator(self, ask: Callable[[], Awaitable[Any]], doing: str) -> Any:
+    async def _ask_coordinator(self, ask: Callable[[], Awaitable[Any]], doing: str, needs: Sequence[Privilege]) -> Any:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.connect_timeout_s
         while True:
@@ -207,7 +223,7 @@ class KafkaAdmin:
             except (kafka.KafkaError, OSError) as error:
                 # A cluster that never had a group appoints a coordinator first.
                 if not getattr(error, "retriable", False) or loop.time() > deadline:
-                    raise translate(error, self._settings, doing=doing) from error
+                    raise translate(error, self._settings, doing=doing, needs=needs) from error
             await asyncio.sleep(_POLL_S)
 
     async def max_message_bytes(self, topic: str) -> int | None:
@@ -222,12 +238,24 @@ class KafkaAdmin:
     async def _read_topics(self) -> dict[str, TopicInfo]:
         return await read_topics(ask_any_broker(self._client, all_topics()), self._settings)
 
-    async def _exist(self, names: Sequence[str]) -> None:
-        """Aiokafka would ask for topics by name, again and again, and thereby create them."""
+    async def check_topics(self, names: Sequence[str], operation: AclOperation) -> None:
+        """See ``interface.Admin``. aiokafka would ask for topics by name, again and again, and thereby create them."""
         found = await self.topics()
         absent = sorted({name for name in names if name not in found})
         if absent:
-            raise missing(absent, self._settings, found)
+            ask = partial(ask_any_broker, self._client)
+            reason = why_absent(ask, absent, found, self._settings, operation=operation, embedded=self._embedded)
+            raise await self._try(reason, f"look at topic {', '.join(absent)}")
+
+    async def _controlled(self, doing: str) -> None:
+        """Wait for a controller, without which aiokafka fails: a broker that has just come back may know of none."""
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                while self._client.cluster.controller is None:
+                    await asyncio.sleep(_POLL_S)
+                    await self._client.force_metadata_update()
+        except (TimeoutError, kafka.KafkaError, OSError) as error:
+            raise translate(error, self._settings, doing=doing) from error
 
     async def _seen(self, condition: Callable[[Mapping[str, TopicInfo]], bool]) -> None:
         """Wait until a change has got round to the brokers that answer clients."""
@@ -238,18 +266,24 @@ class KafkaAdmin:
                 return
             await asyncio.sleep(_POLL_S)
 
-    def _raise_first(self, errors: Any, verb: str) -> None:
+    def _raise_first(self, errors: Any, verb: str, operation: AclOperation) -> None:
         for topic, code, *message in errors:
             error = kafka.for_code(code)
             if error is not kafka.NoError:
                 told = error(message[0]) if message and message[0] else error()
-                raise translate(told, self._settings, doing=f"{verb} topic {topic}", topic=topic)
+                needs = [Privilege(operation, "Topic", topic)]
+                raise translate(told, self._settings, doing=f"{verb} topic {topic}", topic=topic, needs=needs)
 
-    async def _try(self, request: Any, doing: str, topic: str = "") -> Any:
+    async def _try(self, request: Any, doing: str, operation: AclOperation = "Describe", topic: str = "") -> Any:
         try:
             return await request
         except (kafka.KafkaError, OSError) as error:
-            raise translate(error, self._settings, doing=doing, topic=topic) from error
+            needs = [Privilege(operation, "Topic", topic)] if topic else []
+            raise translate(error, self._settings, doing=doing, topic=topic, needs=needs) from error
+
+
+def _each(operation: AclOperation, partitions: Iterable[TopicPartition]) -> list[Privilege]:
+    return [Privilege(operation, "Topic", topic) for topic in sorted({it.topic for it in partitions})]
 
 
 def partitions_of(topics: Mapping[str, TopicInfo], name: str) -> list[TopicPartition]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from streamproc.broker.interface import TopicInfo
-from streamproc.broker.translation import brief, chain, missing, refused, translate
+from streamproc.broker.privileges import AclOperation, Privilege
+from streamproc.broker.translation import brief, chain, missing, not_allowed, refused, translate
 from streamproc.errors import BrokerAuthenticationError, BrokerError, BrokerUnreachableError, SettingsError
 from streamproc.settings import KafkaSettings
 
@@ -32,6 +33,11 @@ _RETRY_PAUSE_S = 0.2
 _ADVERTISED_TIMEOUT_S = 3.0
 _METADATA_MAX_AGE_MS = 30_000
 _METADATA_PAUSE_S = 0.1
+_CLOSING_PAUSE_S = 0.5
+_OTHER_NAME = (62, 64)
+"""OpenSSL's: the certificate is for another name, or another address."""
+_OF_OURS = ("ALERT_BAD_CERTIFICATE", "ALERT_CERTIFICATE_UNKNOWN", "ALERT_UNKNOWN_CA", "ALERT_CERTIFICATE_REQUIRED")
+"""What the other side complains of our certificate with, OpenSSL and Java."""
 _NO_TRANSACTION_TIMEOUT = 2**31 - 1
 
 
@@ -72,6 +78,24 @@ def pace_metadata(client: Any) -> None:
             answered_at = loop.time()
 
     client._metadata_update = paced  # noqa: SLF001
+
+
+async def ended(stopping: Awaitable[Any], client: Any) -> asyncio.Future[Any]:
+    """The end of an aiokafka client, waited for; its outcome is left to the caller.
+
+    Over TLS a connection is closed once the other side has agreed, and Kafka does not while it holds back an answer:
+    the event loop would wait for half a minute. What is said is said by then, so such a connection is cut.
+    """
+    transports = [it._writer.transport for it in client._conns.values() if it._writer is not None]  # noqa: SLF001
+    task = asyncio.ensure_future(stopping)
+    try:
+        while not (await asyncio.wait({task}, timeout=_CLOSING_PAUSE_S))[0]:
+            for transport in transports:
+                if transport.is_closing():
+                    transport.abort()
+    finally:
+        task.cancel()  # where we were told to stop waiting
+    return task
 
 
 def _security_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -188,13 +212,42 @@ async def ask_any_broker(client: Any, request: Any) -> Any:
     raise last
 
 
-async def check_topics(connection: Any, topics: Iterable[str], settings: KafkaSettings) -> None:
-    """Raise TopicMissingError for the topics that do not exist; asking does not create them."""
+async def check_topics(
+    connection: Any, topics: Iterable[str], settings: KafkaSettings, operation: AclOperation = "Read"
+) -> None:
+    """Raise what ``why_absent`` says of the topics that are not seen; asking does not create them."""
     wanted = list(topics)
     found = await read_topics(connection.send(all_topics()), settings)
     absent = [topic for topic in wanted if topic not in found]
     if absent:
-        raise missing(absent, settings, found)
+        embedded = is_embedded(connection)
+        raise await why_absent(connection.send, absent, found, settings, operation=operation, embedded=embedded)
+
+
+async def why_absent(
+    ask: Callable[[Any], Awaitable[Any]],
+    absent: list[str],
+    found: Iterable[str],
+    settings: KafkaSettings,
+    *,
+    operation: AclOperation,
+    embedded: bool,
+) -> BrokerError:
+    """Why topics are not among those that Kafka shows us: they do not exist, or we may not see them.
+
+    It leaves out of the list of all topics those that we may not describe. Asked for one by name it says so; the
+    embedded broker, which has no ACLs, would create it. ``operation`` is what is to be done with them.
+    """
+    if not embedded:
+        response = await ask(MetadataRequest(absent, allow_auto_topic_creation=False))
+        refused_to = [
+            topic for code, topic, *_ in response.topics if kafka.for_code(code) is kafka.TopicAuthorizationFailedError
+        ]
+        if refused_to:
+            doing = f"look at topic{'s' if len(refused_to) > 1 else ''} {', '.join(refused_to)}"
+            needs = [Privilege(operation, "Topic", topic) for topic in refused_to]
+            return not_allowed(settings, doing, needs, kafka.TopicAuthorizationFailedError.__name__)
+    return missing(absent, settings, found)
 
 
 async def check_group(connection: Any, group_id: str, settings: KafkaSettings) -> None:
@@ -202,7 +255,8 @@ async def check_group(connection: Any, group_id: str, settings: KafkaSettings) -
     response = await connection.send(FindCoordinatorRequest(group_id, 0))
     error = kafka.for_code(response.error_code)
     if error is kafka.GroupAuthorizationFailedError:
-        raise translate(error(group_id), settings, doing=f"join consumer group {group_id}")
+        needs = [Privilege("Read", "Group", group_id)]
+        raise translate(error(group_id), settings, doing=f"join consumer group {group_id}", needs=needs)
 
 
 async def can_be_idempotent(connection: Any, settings: KafkaSettings) -> bool:
@@ -213,7 +267,10 @@ async def can_be_idempotent(connection: Any, settings: KafkaSettings) -> bool:
         return False
     error = kafka.for_code(response.error_code)
     if error is kafka.ClusterAuthorizationFailedError:
-        raise translate(error(), settings, doing="get a producer id (IdempotentWrite)")
+        # Kafka 3.0 and newer give one to whoever may write to any topic.
+        needs = [Privilege("Write", "Topic", "(those to be written to)")]
+        reason = f"{error.__name__}; before Kafka 3.0, IdempotentWrite on Cluster"
+        raise not_allowed(settings, "get a producer id", needs, reason)
     # The embedded broker lists the request and answers "unknown error"; a cluster that is just starting is retriable.
     return not (error is kafka.UnknownError or error is kafka.UnsupportedVersionError)
 
@@ -234,7 +291,8 @@ async def read_topics(answer: Any, settings: KafkaSettings) -> dict[str, TopicIn
     for code, topic, internal, partitions in response.topics:
         error = kafka.for_code(code)
         if error is kafka.TopicAuthorizationFailedError:
-            raise translate(error(topic), settings, doing=f"look at topic {topic}", topic=topic)
+            needs = [Privilege("Describe", "Topic", topic)]
+            raise translate(error(topic), settings, doing=f"look at topic {topic}", topic=topic, needs=needs)
         if error is kafka.NoError or (error is kafka.LeaderNotAvailableError and partitions):
             replicas = min((len(partition[3]) for partition in partitions), default=0)
             found[topic] = TopicInfo(len(partitions), replicas, bool(internal))
@@ -326,12 +384,8 @@ async def _told_apart(host: str, port: int, error: BaseException, settings: Kafk
     """The error itself when trying again may help, or the final error of our tree."""
     tls_wanted = settings.security_protocol.endswith("SSL")
     for it in chain(error):
-        if isinstance(it, ssl.SSLCertVerificationError):
-            return BrokerAuthenticationError(
-                f"the certificate of {host}:{port} is not trusted ({it.verify_message}); set kafka.ssl_ca_file to the "
-                f"authority that signed it, or see kafka.ssl_check_hostname",
-                bootstrap_servers=settings.bootstrap_servers,
-            )
+        if isinstance(it, ssl.SSLError) and (wrong := _wrong_certificate(it, settings)):
+            return BrokerAuthenticationError(f"{host}:{port} {wrong}", bootstrap_servers=settings.bootstrap_servers)
         if isinstance(it, ssl.SSLError):
             return refused(f"the TLS handshake with {host}:{port} fails ({it.reason or it})", settings)
         if isinstance(
@@ -345,6 +399,26 @@ async def _told_apart(host: str, port: int, error: BaseException, settings: Kafk
             bootstrap_servers=settings.bootstrap_servers,
         )
     return error
+
+
+def _wrong_certificate(error: ssl.SSLError, settings: KafkaSettings) -> str:
+    """What is wrong with a certificate, theirs or ours; empty where it is something else."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        told = error.verify_message.rstrip(".")
+        if error.verify_code in _OTHER_NAME:
+            return (
+                f"has a certificate that is not for that name ({told}); write in kafka.bootstrap_servers, and as the "
+                f"brokers' advertised.listeners, what it is for, or see kafka.ssl_check_hostname"
+            )
+        return f"has a certificate that is not trusted ({told}); set kafka.ssl_ca_file to the authority that signed it"
+    if not (error.reason or "").endswith(_OF_OURS):
+        return ""
+    if settings.ssl_cert_file is None:
+        return f"wants a client certificate ({error.reason}); set kafka.ssl_cert_file and kafka.ssl_key_file"
+    return (
+        f"does not take our certificate ({error.reason}); see that kafka.ssl_cert_file ({settings.ssl_cert_file}) is "
+        f"signed by an authority that the brokers trust"
+    )
 
 
 async def _speaks_tls(host: str, port: int) -> bool:

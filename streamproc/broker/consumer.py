@@ -45,6 +45,7 @@ from streamproc.broker.connection import (
     check_group,
     check_topics,
     client_options,
+    ended,
     first_connection,
     is_embedded,
     isolation_level,
@@ -52,6 +53,7 @@ from streamproc.broker.connection import (
 )
 from streamproc.broker.interface import Membership, OffsetReset, Rebalanced
 from streamproc.broker.offsets import committed_offsets, corrected_ends, stable_offsets
+from streamproc.broker.privileges import Privilege
 from streamproc.broker.static_members import name_member
 from streamproc.broker.topic_watch import Found, InputTopics, watch_topics
 from streamproc.broker.transaction_requests import are_known
@@ -116,11 +118,13 @@ class KafkaConsumer:
         self._wake: asyncio.Future[None] | None = None
         self._commits: set[asyncio.Future[None]] = set()
         self._topics = InputTopics(settings)
+        self._needs = [Privilege("Read", "Group", group_id)]
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self, topics: Sequence[str], on_revoked: Rebalanced, on_assigned: Rebalanced) -> None:
         """Connect and join; ``on_assigned`` may still be running when this returns."""
         settings = self._settings
+        self._needs += [Privilege("Read", "Topic", topic) for topic in topics]
         options = client_options(settings, self._client_id)
         async with first_connection(settings, self._client_id) as connection:
             await check_topics(connection, topics, settings)
@@ -163,7 +167,8 @@ class KafkaConsumer:
             await self.stop()
             if isinstance(error, kafka.KafkaError | OSError):
                 doing = f"join consumer group {self._group_id}"
-                raise translate(error, settings, doing=doing, topic=topics[0] if len(topics) == 1 else "") from error
+                topic = topics[0] if len(topics) == 1 else ""
+                raise translate(error, settings, doing=doing, topic=topic, needs=self._needs) from error
             raise
 
     async def stop(self) -> None:
@@ -178,7 +183,7 @@ class KafkaConsumer:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         inner = self._inner
-        stopping = asyncio.ensure_future(inner.stop())
+        stopping = asyncio.ensure_future(_stop(inner))
         await asyncio.wait({stopping}, timeout=_STOP_TIMEOUT_S)
         if not stopping.done():  # the broker holds back the answer to a join, or is gone: leave without its consent
             stopping.cancel()
@@ -222,7 +227,8 @@ class KafkaConsumer:
                     return {}
                 await self._wait(remaining)
         except (kafka.KafkaError, OSError) as error:
-            raise translate(error, self._settings, doing=f"read as consumer group {self._group_id}") from error
+            doing = f"read as consumer group {self._group_id}"
+            raise translate(error, self._settings, doing=doing, needs=self._needs) from error
         finally:
             subscription._fetch_count = calls  # noqa: SLF001 - aiokafka does not count back after an error
             subscription._last_fetch_ended = time.monotonic()  # noqa: SLF001
@@ -271,7 +277,8 @@ class KafkaConsumer:
         if isinstance(error, kafka.IllegalStateError):  # a partition that is not ours any more
             raise self._rejected() from error
         if isinstance(error, kafka.KafkaError | OSError):
-            raise translate(error, self._settings, doing=f"commit offsets of group {self._group_id}") from error
+            doing = f"commit offsets of group {self._group_id}"
+            raise translate(error, self._settings, doing=doing, needs=self._needs) from error
         if error is not None:
             raise error
 
@@ -317,7 +324,8 @@ class KafkaConsumer:
             return cast("Mapping[TopicPartition, int]", ends)
         except (kafka.KafkaError, OSError) as error:
             topic = partitions[0].topic if partitions else ""
-            raise translate(error, self._settings, doing="ask for the log end", topic=topic) from error
+            doing = "ask for the log end"
+            raise translate(error, self._settings, doing=doing, topic=topic, needs=self._needs) from error
 
     async def committed(self, partition: TopicPartition) -> int | None:
         """The group's committed offset of an assigned partition."""
@@ -325,7 +333,11 @@ class KafkaConsumer:
             return cast("int | None", await self._inner.committed(KafkaTopicPartition(*partition)))
         except (kafka.KafkaError, OSError) as error:
             raise translate(
-                error, self._settings, doing=f"ask for offsets of group {self._group_id}", topic=partition.topic
+                error,
+                self._settings,
+                doing=f"ask for offsets of group {self._group_id}",
+                topic=partition.topic,
+                needs=self._needs,
             ) from error
 
     async def rewind(self, starts: Mapping[TopicPartition, int]) -> None:
@@ -335,7 +347,8 @@ class KafkaConsumer:
         try:
             committed = await self._inner._coordinator.fetch_committed_offsets(asked)  # noqa: SLF001
         except (kafka.KafkaError, OSError) as error:
-            raise translate(error, self._settings, doing=f"ask for offsets of group {self._group_id}") from error
+            doing = f"ask for offsets of group {self._group_id}"
+            raise translate(error, self._settings, doing=doing, needs=self._needs) from error
         if self._inner._subscription.subscription.assignment is not assignment:  # noqa: SLF001
             return
         for partition in asked:
@@ -496,6 +509,10 @@ class KafkaConsumer:
             self._callback_error = error
         except Exception as error:  # noqa: BLE001 - it is raised again, in the task that reads
             self._callback_error = error
+
+
+async def _stop(inner: Any) -> None:
+    (await ended(inner.stop(), inner._client)).result()  # noqa: SLF001 - what it has to wait for
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka ships no types

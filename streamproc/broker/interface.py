@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
+from streamproc.broker.privileges import AclOperation
 from streamproc.records import Record, TopicPartition, TopicRecord
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -165,8 +166,11 @@ class Producer(Protocol):
             BrokerError: there is no such partition, or the producer can write nothing any more.
         """
 
-    async def partition_count(self, topic: str) -> int:
-        """How many partitions the topic has. Raises TopicMissingError."""
+    async def partition_count(self, topic: str, *, operation: AclOperation = "Write") -> int:
+        """How many partitions the topic has. Raises TopicMissingError.
+
+        ``operation`` is what one wants to do with it, for BrokerAuthorizationError where it is hidden from us.
+        """
 
     async def max_message_bytes(self, topic: str) -> int | None:
         """The size of the largest batch that the topic takes, or None where the broker does not say."""
@@ -285,7 +289,13 @@ class Admin(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
 
     async def topics(self) -> Mapping[str, TopicInfo]:
-        """All topics, Kafka's internal ones included and marked."""
+        """All topics that we may describe, Kafka's internal ones included and marked."""
+
+    async def check_topics(self, names: Sequence[str], operation: AclOperation) -> None:
+        """See that the topics are there, and not hidden from us, before something is done with them.
+
+        Raises TopicMissingError, BrokerAuthorizationError.
+        """
 
     async def create_topics(self, topics: Sequence[NewTopic]) -> None:
         """Create topics, and return when clients can see them; existing ones are an error."""

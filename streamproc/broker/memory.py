@@ -29,6 +29,7 @@ from streamproc.broker.memory_log import (
     size_of,
 )
 from streamproc.broker.partitioner import partition_of_key
+from streamproc.broker.privileges import AclOperation
 from streamproc.errors import BrokerError, RecordTooLargeError, TopicMissingError
 from streamproc.records import TopicPartition
 
@@ -291,6 +292,10 @@ class MemoryAdmin:
     async def topics(self) -> Mapping[str, TopicInfo]:
         """All topics."""
         return {name: TopicInfo(self._broker.partitions_of(name), 1) for name in self._broker.topic_names()}
+
+    async def check_topics(self, names: Sequence[str], operation: AclOperation) -> None:  # noqa: ARG002 - all is allowed
+        """See that the topics are there."""
+        self._broker.check_topics(names)
 
     async def create_topics(self, topics: Sequence[NewTopic]) -> None:
         """Create topics."""

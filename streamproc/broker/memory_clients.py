@@ -19,6 +19,7 @@ from streamproc.broker.interface import (
 )
 from streamproc.broker.memory_group import MemoryGroup, moved_on
 from streamproc.broker.memory_log import BATCH_OVERHEAD, MemoryRecord, size_of
+from streamproc.broker.privileges import AclOperation
 from streamproc.errors import BrokerError, RecordTooLargeError, TransactionAbortedError
 from streamproc.records import Record, TopicPartition, TopicRecord
 
@@ -364,7 +365,7 @@ class MemoryProducer:
         self._broker.answer_soon(partial(self._write, future, batch, TopicPartition(topic, partition)))
         return future
 
-    async def partition_count(self, topic: str) -> int:
+    async def partition_count(self, topic: str, *, operation: AclOperation = "Write") -> int:  # noqa: ARG002 - all is allowed
         """How many partitions the topic has."""
         self._broker.maybe_fail("partition_count")
         self._broker.check_topics([topic])

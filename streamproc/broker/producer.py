@@ -35,16 +35,19 @@ from streamproc.broker.connection import (
     ask_any_broker,
     can_be_idempotent,
     client_options,
+    ended,
     first_connection,
     is_embedded,
     pace_metadata,
     read_topics,
+    why_absent,
 )
 from streamproc.broker.interface import BatchBuilder, Compression, Headers, Row
+from streamproc.broker.privileges import AclOperation, Privilege
 from streamproc.broker.produce_requests import send_in_one_piece
 from streamproc.broker.topic_watch import OutputTopics, watch_topics
-from streamproc.broker.translation import missing, translate
-from streamproc.errors import BrokerError, SettingsError
+from streamproc.broker.translation import not_allowed, translate
+from streamproc.errors import BrokerAuthorizationError, BrokerError, SettingsError
 from streamproc.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
@@ -99,21 +102,27 @@ class KafkaProducer:
         """The topics that were there when they were asked for."""
         self._topics = OutputTopics(settings)
         self._watching: asyncio.Task[None] | None = None
+        self._embedded = False
+        self._may_not_write: BrokerAuthorizationError | None = None
 
     async def start(self) -> None:
         """Connect, and find out whether the broker supports idempotent producers; if not, say so once in the log."""
         settings = self._settings
         options = client_options(settings, self._client_id)
         async with first_connection(settings, self._client_id) as connection:
-            idempotent = await can_be_idempotent(connection, settings)
-            embedded = is_embedded(connection)
+            try:
+                idempotent = await can_be_idempotent(connection, settings)
+            except BrokerAuthorizationError as error:
+                # We may write to no topic; that is told once it is known which one is meant.
+                idempotent, self._may_not_write = True, error
+            self._embedded = is_embedded(connection)
         if not idempotent:
             log.info(
                 "the broker at %s supports no idempotent producers: results may arrive twice after a lost connection",
                 settings.bootstrap_servers,
             )
-        self._inner = self._make(options, enable_idempotence=idempotent)
-        if idempotent:
+        self._inner = self._make(options, enable_idempotence=idempotent and self._may_not_write is None)
+        if idempotent and self._may_not_write is None:
             self._sequences = Sequences(self._inner._txn_manager)  # noqa: SLF001
             self._sequences.renew_before_sending(self._inner._sender)  # noqa: SLF001
         try:
@@ -124,7 +133,7 @@ class KafkaProducer:
             if isinstance(error, kafka.KafkaError | OSError):
                 raise translate(error, settings, doing="start a producer") from error
             raise
-        if not embedded:
+        if not self._embedded:
             self._watch()
 
     def _make(self, options: dict[str, Any], **more: Any) -> Any:
@@ -180,7 +189,7 @@ class KafkaProducer:
             accumulator.fail_all(kafka.KafkaTimeoutError("not written before the end"))
         await flushing
         try:
-            await inner.stop()
+            (await ended(inner.stop(), inner.client)).result()
         except Exception as error:  # noqa: BLE001 - the batches' futures have told what matters
             log.debug("the producer stopped with %r", error)
             await inner.client.close()
@@ -241,15 +250,20 @@ class KafkaProducer:
         # Shielded: aiokafka's sender would fail over a batch whose future somebody cancelled.
         return cast("asyncio.Future[object]", asyncio.shield(submitted.future))
 
-    async def partition_count(self, topic: str) -> int:
-        """How many partitions the topic has. Raises TopicMissingError; asking creates no topic."""
+    async def partition_count(self, topic: str, *, operation: AclOperation = "Write") -> int:
+        """How many partitions the topic has; see ``interface.Producer``."""
         known = self._inner.client.cluster.partitions_for_topic(topic)
-        return len(known) if known is not None else await self._look_up(topic)
+        return len(known) if known is not None else await self._look_up(topic, operation)
 
     async def max_message_bytes(self, topic: str) -> int | None:
         """The size in bytes of the largest batch that the topic takes, or None where we may not know."""
         try:
             entries = await describe_configs(self._inner.client, topic)
+        except kafka.TopicAuthorizationFailedError as error:
+            needs = [Privilege("DescribeConfigs", "Topic", topic)]
+            refused = not_allowed(self._settings, f"see what topic {topic} takes", needs, type(error).__name__)
+            log.warning("%s; Kafka's default max.message.bytes is taken for it", refused)
+            return None
         except (kafka.KafkaError, OSError, NotImplementedError):
             return None
         entry = entries.get("max.message.bytes")
@@ -273,7 +287,7 @@ class KafkaProducer:
                 bootstrap_servers=self._settings.bootstrap_servers,
             )
 
-    async def _look_up(self, topic: str) -> int:
+    async def _look_up(self, topic: str, operation: AclOperation = "Write") -> int:
         client = self._inner.client
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.connect_timeout_s
@@ -281,7 +295,12 @@ class KafkaProducer:
             while True:
                 topics = await read_topics(ask_any_broker(client, all_topics()), self._settings)
                 if topic not in topics:
-                    raise missing([topic], self._settings, topics)
+                    ask = partial(ask_any_broker, client)
+                    raise await why_absent(
+                        ask, [topic], topics, self._settings, operation=operation, embedded=self._embedded
+                    )
+                if operation == "Write" and self._may_not_write is not None:
+                    raise self._may_not_write
                 count = topics[topic].partitions
                 # From here on aiokafka watches the topic by itself.
                 client.add_topic(topic)
@@ -299,7 +318,8 @@ class KafkaProducer:
     def _translated(self, error: BaseException, topic: str) -> BrokerError:
         if self._topics.is_missing(topic):
             return self._topics.error(topic)
-        return translate(error, self._settings, doing=f"write to topic {topic}", topic=topic)
+        needs = [Privilege("Write", "Topic", topic)]
+        return translate(error, self._settings, doing=f"write to topic {topic}", topic=topic, needs=needs)
 
     def _leave(self, size: int, _: object) -> None:
         self._places.release()

@@ -5,7 +5,6 @@ For the commands: ``consume``, and the age of unread records in ``lag``. The dat
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self, cast
 
@@ -14,7 +13,8 @@ from aiokafka import errors as kafka
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streamproc.broker import fetched_records
-from streamproc.broker.connection import client_options, first_connection, is_embedded, isolation_level
+from streamproc.broker.connection import client_options, ended, first_connection, is_embedded, isolation_level
+from streamproc.broker.privileges import Privilege
 from streamproc.broker.translation import translate
 from streamproc.records import TopicPartition, TopicRecord
 from streamproc.settings import KafkaSettings
@@ -76,8 +76,7 @@ class KafkaReader:
 
     async def __aexit__(self, *_: object) -> None:
         # A reader that is closed at once ends in a cancellation of aiokafka's own, which is not ours.
-        stopping = asyncio.ensure_future(self._inner.stop())
-        await asyncio.wait({stopping})
+        stopping = await ended(self._inner.stop(), self._inner._client)  # noqa: SLF001 - what it has to wait for
         if not stopping.cancelled():
             stopping.result()
 
@@ -107,7 +106,9 @@ class KafkaReader:
                 max_records=max_records,
             )
         except (kafka.KafkaError, OSError) as error:
-            raise translate(error, self._settings, doing="read") from error
+            topics = sorted({topic for topic, _ in self._inner.assignment()})
+            needs = [Privilege("Read", "Topic", topic) for topic in topics]
+            raise translate(error, self._settings, doing="read", needs=needs) from error
         return cast("Mapping[TopicPartition, Sequence[TopicRecord]]", found)
 
     async def position(self, partition: TopicPartition) -> int:

@@ -16,12 +16,14 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from streamproc.broker.declared_topics import FOREVER, DeclaredTopic, load_topics
 from streamproc.broker.interface import Admin, ConfigEntry, NewTopic, TopicInfo
+from streamproc.errors import TopicMissingError
 from streamproc.settings import Settings
 
 __all__ = ["Applied", "Change", "DeclaredTopic", "Plan", "apply", "implied_topics", "load_topics", "plan"]
@@ -176,8 +178,14 @@ async def plan(declared: Mapping[str, DeclaredTopic], admin: Admin, *, delete: b
         declared: The topics as they should be, implied ones included.
         admin: Looks at the cluster.
         delete: Also plan to delete every topic that is not among them, but for Kafka's own.
+
+    Raises:
+        BrokerAuthorizationError: we may not look at a topic, whether or not it exists.
     """
     existing = await admin.topics()
+    if any(name not in existing for name in declared):
+        with contextlib.suppress(TopicMissingError):  # to be created; those that are hidden from us are not
+            await admin.check_topics(list(declared), "Describe")
     changes: list[Change] = []
     for name, it in sorted(declared.items()):
         if name not in existing:

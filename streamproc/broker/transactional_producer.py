@@ -295,7 +295,9 @@ async def has_transactions(settings: KafkaSettings, client_id: str) -> bool:
 
 async def _allows_transactions(connection: Any, settings: KafkaSettings) -> bool:
     known = not is_embedded(connection) and are_known(connection)
-    return known and await can_be_idempotent(connection, settings)
+    with contextlib.suppress(BrokerAuthorizationError):  # a transactional id is another matter
+        return known and await can_be_idempotent(connection, settings)
+    return known
 
 
 def _requests_of(sender: Any) -> set[asyncio.Task[Any]]:

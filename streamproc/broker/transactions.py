@@ -31,6 +31,7 @@ from aiokafka.protocol.transaction import (
 )
 
 from streamproc.broker.interface import Membership
+from streamproc.broker.privileges import Privilege
 from streamproc.broker.transaction_requests import TxnOffsetCommitRequest
 from streamproc.broker.translation import rejected, translate
 from streamproc.errors import BrokerError, SettingsError, TransactionAbortedError
@@ -87,6 +88,8 @@ class _Question:
     request: Any
     doing: str
     codes: Callable[[Any], Iterable[int]]
+    needs: Iterable[Privilege] = ()
+    """Privileges, beside that to write as the transactional id."""
 
 
 class TransactionProtocol:
@@ -129,7 +132,8 @@ class TransactionProtocol:
             topics[topic].append(partition)
         request = AddPartitionsToTxnRequest(self._id, *self._producer, list(topics.items()))
         doing = f"write to topic {', '.join(topics)} in a transaction"
-        await self._transact(_Question(CoordinationType.TRANSACTION, self._id, request, doing, _added_codes))
+        needs = [Privilege("Write", "Topic", topic) for topic in topics]
+        await self._transact(_Question(CoordinationType.TRANSACTION, self._id, request, doing, _added_codes, needs))
 
     async def commit(self, offsets: Mapping[TopicPartition, int], member: Membership) -> None:
         """Commit offsets for a member of a group, and the transaction.
@@ -139,10 +143,11 @@ class TransactionProtocol:
         if offsets:
             group = member.group_id
             doing = f"commit offsets of group {group} in a transaction"
+            needs = [Privilege("Read", "Group", group), *(Privilege("Read", "Topic", topic) for topic, _ in offsets)]
             add = AddOffsetsToTxnRequest(self._id, *self._producer, group)
-            await self._transact(_Question(CoordinationType.TRANSACTION, self._id, add, doing, _single_code))
+            await self._transact(_Question(CoordinationType.TRANSACTION, self._id, add, doing, _single_code, needs))
             commit = TxnOffsetCommitRequest(self._id, self._producer, member, offsets)
-            await self._transact(_Question(CoordinationType.GROUP, group, commit, doing, _offset_codes))
+            await self._transact(_Question(CoordinationType.GROUP, group, commit, doing, _offset_codes, needs))
         end = EndTxnRequest(self._id, *self._producer, _COMMIT)
         doing = "commit a transaction"
         await self._transact(_Question(CoordinationType.TRANSACTION, self._id, end, doing, _single_code))
@@ -166,7 +171,7 @@ class TransactionProtocol:
             except kafka.IncompatibleBrokerVersion as error:
                 raise translate(error, self._settings, doing=doing) from error
             except _MAY_NOT_LOOK as error:
-                raise self._final(error.errno, error, doing) from error
+                raise self._final(error.errno, error, question) from error
             except (OSError, kafka.KafkaError) as error:
                 self._coordinators.pop((kind, key), None)
                 problem = error
@@ -181,7 +186,7 @@ class TransactionProtocol:
                 code = next((it for it in reasons if it not in _AGAIN), reasons[0])
                 problem = kafka.for_code(code)(f"error code {code}")
                 if code not in _AGAIN:
-                    raise self._final(code, problem, doing)
+                    raise self._final(code, problem, question)
             if loop.time() + pause_s > deadline:
                 raise late(problem) from problem
             await asyncio.sleep(pause_s)
@@ -194,11 +199,13 @@ class TransactionProtocol:
             self._coordinators[kind, key] = node
         return node
 
-    def _final(self, code: int, error: BaseException, doing: str) -> BrokerError | SettingsError:
+    def _final(self, code: int, error: BaseException, question: _Question) -> BrokerError | SettingsError:
+        doing = question.doing
         if code in _MOVED_ON:
             return rejected(doing, self._settings)
         if code in _NOT_ALLOWED:
-            return translate(error, self._settings, doing=f"{doing} (transactional id {self._id})")
+            needs = [Privilege("Write", "TransactionalId", self._id), *question.needs]
+            return translate(error, self._settings, doing=f"{doing} (transactional id {self._id})", needs=needs)
         if code == _INVALID_TRANSACTION_TIMEOUT:
             where = self._settings.bootstrap_servers
             return SettingsError(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from aiokafka import errors as kafka
 
+from streamproc.broker.privileges import Privilege, Resource
 from streamproc.errors import (
     BrokerAuthenticationError,
     BrokerAuthorizationError,
@@ -23,12 +24,12 @@ from streamproc.errors import (
 )
 from streamproc.settings import KafkaSettings
 
-_UNAUTHORIZED = (
-    kafka.TopicAuthorizationFailedError,
-    kafka.GroupAuthorizationFailedError,
-    kafka.ClusterAuthorizationFailedError,
-    kafka.TransactionalIdAuthorizationFailed,
-)
+_UNAUTHORIZED: dict[type[BaseException], Resource] = {
+    kafka.TopicAuthorizationFailedError: "Topic",
+    kafka.GroupAuthorizationFailedError: "Group",
+    kafka.ClusterAuthorizationFailedError: "Cluster",
+    kafka.TransactionalIdAuthorizationFailed: "TransactionalId",
+}
 _UNAUTHENTICATED = (
     kafka.SaslAuthenticationFailed,
     kafka.UnsupportedSaslMechanismError,
@@ -80,7 +81,9 @@ def brief(error: BaseException) -> str:
     return text if " " in text else f"{kind}: {text}" if text not in ("", kind) else kind
 
 
-def translate(error: BaseException, settings: KafkaSettings, *, doing: str, topic: str = "") -> BrokerError:
+def translate(
+    error: BaseException, settings: KafkaSettings, *, doing: str, topic: str = "", needs: Sequence[Privilege] = ()
+) -> BrokerError:
     """The error of our tree for one of aiokafka's.
 
     Args:
@@ -88,11 +91,14 @@ def translate(error: BaseException, settings: KafkaSettings, *, doing: str, topi
         settings: How the broker was to be reached, for the message.
         doing: What was being done, as in "could not {doing}".
         topic: The topic concerned, where there is one.
+        needs: What one has to be allowed for it.
     """
     where = settings.bootstrap_servers
     for it in chain(error):
         if isinstance(it, BrokerError):
             return it
+        if (resource := _UNAUTHORIZED.get(type(it))) is not None:
+            return not_allowed(settings, doing, _missing_of(needs, resource, str(it)), brief(it))
         for kinds, explain in _EXPLANATIONS:
             if isinstance(it, kinds):
                 return explain(it, settings, doing, topic)
@@ -119,15 +125,6 @@ def _missing(_: BaseException, settings: KafkaSettings, __: str, topic: str) -> 
     return missing([topic] if topic else [], settings)
 
 
-def _not_allowed(error: BaseException, settings: KafkaSettings, doing: str, _: str) -> BrokerError:
-    user = settings.sasl_username or "this client"
-    return BrokerAuthorizationError(
-        f"could not {doing}: Kafka at {settings.bootstrap_servers} does not allow it ({brief(error)}); grant {user} "
-        f"the right to {doing} with an ACL, or set kafka.sasl_username to a user who has it",
-        bootstrap_servers=settings.bootstrap_servers,
-    )
-
-
 def _refused(error: BaseException, settings: KafkaSettings, _: str, __: str) -> BrokerError:
     return refused(brief(error), settings)
 
@@ -146,11 +143,34 @@ _EXPLANATIONS: tuple[
     (_OUTDATED, _rejected),
     (_TOO_LARGE, _too_large),
     ((kafka.UnknownTopicOrPartitionError,), _missing),
-    (_UNAUTHORIZED, _not_allowed),
     (_UNAUTHENTICATED, _refused),
     (_SILENT, _silent),
 )
 """In this order: some of the later kinds include earlier ones, as OSError does ssl.SSLError."""
+
+
+def _missing_of(needs: Sequence[Privilege], resource: Resource, said: str) -> list[Privilege]:
+    """What is missing, as far as the refusal tells: what it is about, and of several what it names."""
+    about = [it for it in needs if it.resource == resource]
+    return [it for it in about if it.name in said] or about
+
+
+def not_allowed(
+    settings: KafkaSettings, doing: str, needs: Sequence[Privilege], reason: str
+) -> BrokerAuthorizationError:
+    """The error for what Kafka does not let our user do, with the privileges to grant."""
+    wanted = ", ".join(map(str, dict.fromkeys(needs))) or f"the right to {doing}"
+    if settings.security_protocol.startswith("SASL"):
+        user, instead = settings.sasl_username, "or set kafka.sasl_username to a user who has it"
+    elif settings.ssl_cert_file is not None:
+        user, instead = "the user of kafka.ssl_cert_file", "or set that to the certificate of one who has it"
+    else:
+        user, instead = "User:ANONYMOUS", f"or log in: kafka.security_protocol is {settings.security_protocol}"
+    return BrokerAuthorizationError(
+        f"could not {doing}: Kafka at {settings.bootstrap_servers} does not allow it ({reason}); grant {user} {wanted} "
+        f"with an ACL (docs/security.md lists what each command needs), {instead}",
+        bootstrap_servers=settings.bootstrap_servers,
+    )
 
 
 def rejected(doing: str, settings: KafkaSettings) -> CommitRejectedError:

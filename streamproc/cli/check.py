@@ -251,9 +251,10 @@ def _answers(loaded: Loaded, samples: dict[str, list[dict[str, Any]]]) -> Genera
 
 
 def _request(settings: Settings, samples: dict[str, list[dict[str, Any]]]) -> bytes:
-    from streamproc.runtime.startup import backend_setup, check_formats, length_setup  # noqa: PLC0415 - --help needs none of it
+    from streamproc.runtime.startup import backend_setup, check_formats, check_tracing, length_setup  # noqa: PLC0415 - --help needs none of it
 
     check_formats(settings)
+    check_tracing(settings)
     tasks = {
         name: {
             "records": records,

@@ -88,7 +88,7 @@ async def _consume(settings: KafkaSettings, what: _What, where: Where, limits: _
     from streamproc.broker.reader import KafkaReader  # noqa: PLC0415 - as above
 
     async with connected(KafkaAdmin(settings, uncommitted=what.uncommitted), settings) as admin:
-        partitions = await partitions_of(admin, settings, [what.topic], what.partition)
+        partitions = await partitions_of(admin, [what.topic], what.partition)
         ends = await admin.end_offsets(partitions)
         positions = await offsets_of(where, admin, partitions, ends)
     async with KafkaReader(settings, client_id="streamproc-consume", uncommitted=what.uncommitted) as reader:

@@ -76,7 +76,7 @@ async def _list(kafka: KafkaSettings, places: Sequence[ChosenTopic], where: Wher
     faults = Faults()
     tasks = {it.topic: it.tasks for it in places}
     async with clients(kafka) as (admin, reader):
-        async for record in _records(admin, reader, await partitions_of(admin, kafka, list(tasks)), where):
+        async for record in _records(admin, reader, await partitions_of(admin, list(tasks)), where):
             letter = read_letter(record)
             if letter is None:
                 faults.foreign += 1
@@ -189,7 +189,7 @@ async def _fetch(kafka: KafkaSettings, at: Source) -> Letter:
 
     partition = TopicPartition(at.topic, at.partition)
     async with clients(kafka) as (admin, reader):
-        if partition not in (there := await partitions_of(admin, kafka, [at.topic])):
+        if partition not in (there := await partitions_of(admin, [at.topic])):
             raise UsageError(f"topic {at.topic} has no partition {at.partition}; it has {len(there)}, from 0 on")
         begin = (await admin.begin_offsets([partition]))[partition]
         end = (await admin.end_offsets([partition]))[partition]
@@ -216,7 +216,7 @@ async def _find(kafka: KafkaSettings, topics: Sequence[str], source: Source) -> 
 
     found: Letter | None = None
     async with clients(kafka) as (admin, reader):
-        async for record in _records(admin, reader, await partitions_of(admin, kafka, topics), Where()):
+        async for record in _records(admin, reader, await partitions_of(admin, topics), Where()):
             letter = read_letter(record)
             if letter is not None and letter.source == source:
                 found = letter

@@ -14,7 +14,7 @@ from streamproc.cli.dlq_topics import CLIENT_ID, FromOption, chosen_topic, clien
 from streamproc.cli.kafka_options import BootstrapOption, find_settings, run_async
 from streamproc.cli.positions import Where, offsets_of, parse_where, partitions_of
 from streamproc.cli.terminal import ConfigOption, JsonOption, Progress, ask, count_of, print_json, print_table, say
-from streamproc.errors import StreamprocError
+from streamproc.errors import BrokerAuthorizationError, StreamprocError
 from streamproc.records import TopicPartition
 
 if TYPE_CHECKING:
@@ -182,7 +182,11 @@ async def _look(what: _What) -> Outcome:
 async def _warn_of_retention(admin: Admin, outcome: Outcome, what: _What) -> None:
     """Say so where Kafka would delete what is sent back, since it is too old by its own timestamp."""
     for topic, oldest_ms in outcome.oldest_ms.items() if what.options.keep_timestamps else ():
-        entry = (await admin.describe_configs(topic)).get("retention.ms")
+        try:
+            entry = (await admin.describe_configs(topic)).get("retention.ms")
+        except BrokerAuthorizationError as error:
+            say(f"warning: whether Kafka keeps what is sent back is not known: {error}")
+            continue
         kept_ms = int(entry.value) if entry is not None and entry.value else -1
         if 0 <= kept_ms < time.time() * 1_000 - oldest_ms:
             say(
@@ -193,7 +197,7 @@ async def _warn_of_retention(admin: Admin, outcome: Outcome, what: _What) -> Non
 
 async def _bounds(admin: Admin, what: _What) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
     """Where to begin and where to end in each partition of the dead-letter topic."""
-    partitions = await partitions_of(admin, what.kafka, [what.topic])
+    partitions = await partitions_of(admin, [what.topic])
     ends = await admin.end_offsets(partitions)
     begins = await offsets_of(what.begin, admin, partitions, ends)
     return begins, await offsets_of(what.end, admin, partitions, ends)

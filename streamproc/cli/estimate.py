@@ -271,13 +271,13 @@ def _write(settings: Settings, measured: Measured) -> Path:
 
 
 def _show(measured: Measured, path: Path) -> None:
-    from streamproc.estimate.words import explained  # noqa: PLC0415 - as above
+    from streamproc.estimate.words import explained, length_column  # noqa: PLC0415 - as above
     from streamproc.replay.charts import number_text  # noqa: PLC0415 - as above
 
     it, how = measured.estimate, measured.how
     _line(f"{how.application}, task {how.task}: {count_of(how.samples, 'sample record')}")
     _line("")
-    columns = (it.length or "length", "best size", "records/s", "largest tried", "ended by")
+    columns = (length_column(it.length), "best size", "records/s", "largest tried", "ended by")
     rows = [
         (f"{at.length:,}", at.best_size, number_text(at.per_s), f"{at.largest:,}", at.ended_by) for at in how.at_lengths
     ]

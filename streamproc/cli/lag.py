@@ -15,7 +15,6 @@ import typer
 
 from streamproc.cli.kafka_options import BootstrapOption, connected, run_async, with_address
 from streamproc.cli.terminal import ConfigOption, JsonOption, print_json, print_table, stdout
-from streamproc.errors import TopicMissingError
 from streamproc.records import TopicPartition
 
 if TYPE_CHECKING:
@@ -91,12 +90,8 @@ async def measure(settings: Settings, admin: Admin, reader: KafkaReader, now: fl
         TopicMissingError: an input topic does not exist.
         BrokerError: Kafka does not answer, or refuses.
     """
+    await admin.check_topics([name for task in settings.tasks.values() for name in task.input.topics], "Read")
     topics = await admin.topics()
-    absent = [name for task in settings.tasks.values() for name in task.input.topics if name not in topics]
-    if absent:
-        raise TopicMissingError(
-            f"input topic {', '.join(absent)} does not exist; create it with `streamproc topics apply`", topics=absent
-        )
     lags: list[PartitionLag] = []
     for name, task in settings.tasks.items():
         partitions = [TopicPartition(it, number) for it in task.input.topics for number in range(topics[it].partitions)]

@@ -15,7 +15,6 @@ from streamproc.records import TopicPartition
 
 if TYPE_CHECKING:
     from streamproc.broker.interface import Admin
-    from streamproc.settings import KafkaSettings
 
 WHERE_HELP = "beginning, end, an offset (negative: from the end), a time (2026-01-31T12:00), an age (15m, 2h, 1d)"
 
@@ -59,15 +58,14 @@ def duration_s(text: str, option: str) -> float:
     return float(found[1]) * _UNIT_S[found[2]]
 
 
-async def partitions_of(
-    admin: Admin, settings: KafkaSettings, topics: Sequence[str], partition: int | None = None
-) -> list[TopicPartition]:
-    """All partitions of topics, or the one with a number. Raises TopicMissingError and UsageError."""
-    there = await admin.topics()
-    if absent := [topic for topic in topics if topic not in there]:
-        from streamproc.broker.translation import missing  # noqa: PLC0415 - --help needs no Kafka client
+async def partitions_of(admin: Admin, topics: Sequence[str], partition: int | None = None) -> list[TopicPartition]:
+    """All partitions of topics to read, or the one with a number.
 
-        raise missing(absent, settings, there)
+    Raises TopicMissingError, BrokerAuthorizationError and UsageError.
+    """
+    there = await admin.topics()
+    if any(topic not in there for topic in topics):
+        await admin.check_topics(topics, "Read")
     found = []
     for topic in topics:
         count = there[topic].partitions

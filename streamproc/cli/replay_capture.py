@@ -197,7 +197,7 @@ class _Run:
 
         settings, asked = self._settings, self._asked
         async with connected(KafkaAdmin(settings, uncommitted=asked.uncommitted), settings) as admin:
-            partitions = await partitions_of(admin, settings, asked.topics)
+            partitions = await partitions_of(admin, asked.topics)
             async with KafkaReader(
                 settings,
                 client_id="streamproc-replay",

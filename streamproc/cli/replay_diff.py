@@ -283,7 +283,7 @@ async def _read_topics(
     for it in inputs:
         wanted.setdefault(it.topic, set()).add(it.run)
     async with connected(KafkaAdmin(kafka), kafka) as admin:
-        partitions = await partitions_of(admin, kafka, list(wanted))
+        partitions = await partitions_of(admin, list(wanted))
         ends = await admin.end_offsets(partitions)
         begins = await offsets_of(begin, admin, partitions, ends)
     seen: set[str] = set()

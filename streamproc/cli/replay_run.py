@@ -18,6 +18,7 @@ import typer
 
 from streamproc.cli.kafka_options import BootstrapOption, connected, kafka_settings, run_async, waiting_for
 from streamproc.cli.terminal import ConfigOption, JsonOption, Progress, UsageError, count_of, print_json, say
+from streamproc.errors import BrokerAuthorizationError
 
 if TYPE_CHECKING:
     from streamproc.broker.interface import Admin, Producer
@@ -375,7 +376,11 @@ class _Guard:
     async def _warn_of_retention(self, record: PlacedRecord, topic: str) -> None:
         if self._replaying.asked.timestamps != "keep" or self._replaying.asked.quiet:
             return
-        entry = (await self._admin.describe_configs(topic)).get("retention.ms")
+        try:
+            entry = (await self._admin.describe_configs(topic)).get("retention.ms")
+        except BrokerAuthorizationError as error:
+            say(f"warning: whether Kafka keeps these records is not known: {error}")
+            return
         kept_ms = int(entry.value) if entry is not None and entry.value else -1
         if 0 <= kept_ms < time.time() * 1_000 - record.timestamp:
             say(

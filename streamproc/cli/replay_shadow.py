@@ -198,7 +198,7 @@ async def _chunks(stack: AsyncExitStack, run: _Run, topics: Sequence[str]) -> As
 
     kafka = run.baseline.kafka
     async with connected(KafkaAdmin(kafka), kafka) as admin:
-        partitions = await partitions_of(admin, kafka, topics)
+        partitions = await partitions_of(admin, topics)
         offsets = await offsets_of(run.begin, admin, partitions, await admin.end_offsets(partitions))
     reader = await stack.enter_async_context(KafkaReader(kafka, client_id="streamproc-replay-shadow"))
     reader.assign(offsets)

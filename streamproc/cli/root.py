@@ -28,6 +28,7 @@ COMMANDS = {
     "estimate": ("streamproc.cli.estimate", "Measure what batches cost in time and memory, and choose their limits."),
     "run": ("streamproc.cli.run", "Run the processor and its HTTP sidecar."),
     "stats": ("streamproc.cli.stats", "Keep statistics of all replicas, by windows of time."),
+    "top": ("streamproc.cli.top", "Watch running processors: throughput, lag, batches, workers."),
     "reload": ("streamproc.cli.reload", "Bring a new version into the running processor, without a restart."),
     "topics": ("streamproc.cli.topics", "Compare declared topics with the cluster; create and change them."),
     "produce": ("streamproc.cli.produce", "Write JSON lines to a topic."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from streamproc.cli.terminal import (
     print_table,
     say,
 )
-from streamproc.errors import SettingsError, StreamprocError
+from streamproc.errors import SettingsError, StreamprocError, TopicMissingError
 
 if TYPE_CHECKING:
     from streamproc.broker.declared_topics import DeclaredTopic
@@ -130,6 +131,8 @@ async def _compare(
     implied = implied_topics(settings, declared, await admin.topics()) if settings is not None else {}
     planned = await plan({**declared, **implied}, admin, delete=bool(delete))
     deletable = {change.topic for change in planned.changes if change.action == "delete"}
+    with contextlib.suppress(TopicMissingError):  # as is told below
+        await admin.check_topics(delete, "Delete")
     there = await admin.topics()
     kept_back = [
         f"{name} ({_why_not_deletable(name, declared, implied, there)})" for name in delete if name not in deletable

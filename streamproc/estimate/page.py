@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from streamproc.estimate.measure import Measured
-from streamproc.estimate.words import explained
+from streamproc.estimate.words import counted_by, explained, length_column
 from streamproc.replay.charts import Curve, curves, number_text, scatter
 
 POINTS = 24
@@ -60,7 +60,7 @@ def html_page(measured: Measured) -> str:
         "</div>",
         "<h2>By length</h2>",
         _table(
-            (it.length or "length", "best size", "records/s at it", "largest measured", "ended by"),
+            (length_column(it.length), "best size", "records/s at it", "largest measured", "ended by"),
             [
                 (f"{at.length:,}", f"{at.best_size:,}", number_text(at.per_s), f"{at.largest:,}", at.ended_by)
                 for at in how.at_lengths
@@ -89,7 +89,7 @@ def _charts(measured: Measured) -> Iterable[str]:
         memories.append(Curve(name, style, [(one.size, one.peak_bytes / MIB) for one in seen], held))
         per_s = [(size, size / time_ms * 1_000) for size, time_ms in modelled]
         rates.append(Curve(name, style, [(one.size, one.per_s) for one in seen], per_s))
-    of_length = f" by length ({it.length})" if it.length else ""
+    of_length = f" by length ({counted_by(it.length)})" if it.length else ""
     yield curves(f"Time of a batch, ms{of_length}", "records", "", times)
     yield curves(f"Memory, MiB{of_length}", "records", "", memories)
     yield curves(f"Records a second{of_length}", "records", "", rates)

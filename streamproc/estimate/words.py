@@ -12,6 +12,8 @@ MIB = 1 << 20
 WORTH_SAYING = 0.02
 """A share of failed records from which on it is mentioned."""
 POOR_TIME, POOR_MEMORY = 0.15, 0.10
+_VALUE = "value of "
+"""How the setting's words begin where a field is the length itself."""
 
 
 def explained(measured: Measured) -> Iterator[str]:
@@ -20,6 +22,26 @@ def explained(measured: Measured) -> Iterator[str]:
     yield from _memory(measured)
     yield from _sizes(measured)
     yield from _trust(measured)
+
+
+def unit_of(length: str | None) -> str:
+    """What lengths count, after a number: ``bytes``, ``characters of body``; ``units`` where nobody says."""
+    if length is None:
+        return ""
+    return "units" if length == "backend" or length.startswith(_VALUE) else length
+
+
+def counted_by(length: str) -> str:
+    """The same, or who says how long a record is: after several numbers, or alone."""
+    if length == "backend":
+        return "by the backend's length method"
+    return f"by the field {length.removeprefix(_VALUE)}" if length.startswith(_VALUE) else length
+
+
+def length_column(length: str | None) -> str:
+    """The heading of a column of lengths."""
+    unit = unit_of(length)
+    return "length" if unit in ("", "units") else unit
 
 
 def settings_advice(it: Estimate) -> list[str]:
@@ -32,7 +54,7 @@ def settings_advice(it: Estimate) -> list[str]:
 
 def _time(measured: Measured) -> Iterator[str]:
     it, lengths = measured.estimate.cost, measured.how.lengths
-    unit = measured.estimate.length or ""
+    unit = unit_of(measured.estimate.length)
     parts = [_ms(it.beta_ms)] if it.beta_ms or not (it.gamma_ms or it.delta_ms) else []
     if it.gamma_ms:
         parts.append(f"{_ms(it.gamma_ms * 1_000)} for each 1,000 {unit} that it is padded to")
@@ -52,7 +74,7 @@ def _time(measured: Measured) -> Iterator[str]:
 
 def _memory(measured: Measured) -> Iterator[str]:
     it, how = measured.estimate.cost, measured.how
-    unit = measured.estimate.length or ""
+    unit = unit_of(measured.estimate.length)
     parts = [_mib(it.b_bytes)] if it.b_bytes else []
     if it.c_bytes:
         parts.append(f"{_mib(it.c_bytes * 1_000)} for each 1,000 {unit}")
@@ -116,10 +138,12 @@ def _trust(measured: Measured) -> Iterator[str]:
     if it.length is None:
         yield "batch.length is not set, so that records count as equals; set it where a model pads to the longest."
     elif how.lengths[0] == how.lengths[1]:
-        yield f"All samples are {how.lengths[0]:,} {it.length} long: nothing is known of other lengths."
+        yield f"All samples are {how.lengths[0]:,} {unit_of(it.length)} long: nothing is known of other lengths."
     else:
         least, most = how.lengths
-        yield f"Lengths from {least:,} to {most:,} {it.length} were measured; beyond, the model is only extended."
+        unit, counted = unit_of(it.length), counted_by(it.length)
+        said = unit if unit == counted else f"({counted})"
+        yield f"Lengths from {least:,} to {most:,} {said} were measured; beyond, the model is only extended."
     cut = sum(at.cut for at in how.at_lengths)
     if cut:
         yield f"{cut} of {len(how.at_lengths)} lengths had no sample near them: a text of a longer one was cut."

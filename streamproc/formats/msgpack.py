@@ -69,8 +69,10 @@ def _other(value: Any) -> Any:
 class Envelope:
     """Wraps the results of a batch as ``codec.Envelope`` does, in MessagePack."""
 
-    def __init__(self, task: str) -> None:
-        self._tail = ormsgpack.packb("task") + ormsgpack.packb(task)
+    def __init__(self, task: str, backend_version: str | None = None) -> None:
+        ours = {"task": task} if backend_version is None else {"task": task, "backend_version": backend_version}
+        self._head = bytes([0x83 + len(ours)]) + ormsgpack.packb("result")
+        self._tail = ormsgpack.packb(ours)[1:]  # without the head of a map of its own
 
     def wrap(
         self,
@@ -84,7 +86,7 @@ class Envelope:
         topic, number = partition
         source = b"\x84" + b"".join(map(ormsgpack.packb, ("topic", topic, "partition", number, "offset")))
         parts = zip(
-            repeat(b"\x84" + ormsgpack.packb("result")),
+            repeat(self._head),
             results,
             repeat(
                 b"".join(map(ormsgpack.packb, ("metrics", orjson.loads(metrics), "source"))) + source,

@@ -16,12 +16,12 @@ import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamproc.errors import ReloadBusyError, ReloadRefusedError
@@ -32,7 +32,11 @@ from streamproc.observe.metrics import Metrics, package_version
 from streamproc.observe.predict import describe, has_token, predict_routes
 from streamproc.observe.prediction import TaskInput
 from streamproc.observe.status import EXAMPLE, CircuitStatus, ProcessorStatus, ReloadStatus
+from streamproc.observe.trace_context import TRACEPARENT, trace_id_of
 from streamproc.settings import HttpSettings
+
+if TYPE_CHECKING:
+    from streamproc.observe.tracing import Tracing
 
 QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", "/status"})
 """Polled every few seconds by machines, or by the dashboard: their requests are not logged."""
@@ -79,16 +83,24 @@ _RELOAD_REFUSALS = {
 }
 
 
+Inputs = Callable[[], Mapping[str, TaskInput]]
+"""What is known at the moment of the tasks that predictions are answered for, which are always the same ones."""
+
+
 class _Application(FastAPI):
     """Documents predictions task by task, each with the records of its own."""
 
-    inputs: Mapping[str, TaskInput] = MappingProxyType({})
+    inputs: Inputs | None = None
     guarded = False
+    _described: Mapping[str, TaskInput] | None = None
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, made once."""
-        if self.openapi_schema is None:
-            describe(super().openapi(), self.inputs, guarded=self.guarded)
+        """The OpenAPI document, made anew where something else is known of the tasks: workers came up, or others."""
+        inputs = {} if self.inputs is None else self.inputs()
+        if inputs != self._described:
+            self.openapi_schema = None
+            describe(super().openapi(), inputs, guarded=self.guarded)
+            self._described = inputs
         return super().openapi()
 
 
@@ -97,14 +109,17 @@ def create_app(
     metrics: Metrics,
     settings: HttpSettings,
     *,
-    inputs: Mapping[str, TaskInput] | None = None,
+    inputs: Inputs | None = None,
     token: str | None = None,
+    predict_token: str | None = None,
     reload: Callable[[], Awaitable[ReloadStatus]] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application for one processor; ``Sidecar`` serves it.
 
-    ``inputs`` are the tasks that predictions are answered for; ``token`` is what has to be sent for them, and for
-    changes from elsewhere than this machine. ``reload`` reloads the processor, where it has files to read.
+    ``inputs`` knows the tasks that predictions are answered for; ``token`` is what has to be sent for them, and for
+    changes from elsewhere than this machine; ``predict_token`` does for predictions, too. ``reload`` reloads the
+    processor, where it has files to read. ``tracing`` makes spans of predictions.
     """
     app = _Application(
         title="streamproc",
@@ -115,7 +130,8 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.guarded = token is not None
+    tokens = [it for it in (token, predict_token) if it is not None]
+    app.guarded = bool(tokens)
     app.include_router(_health_routes(view, settings.stalled_after_s))
     app.include_router(_observation_routes(view, metrics))
     app.include_router(_circuit_routes(view, token))
@@ -125,7 +141,7 @@ def create_app(
     app.include_router(docs_routes())
     if inputs is not None:
         app.inputs = inputs
-        app.include_router(predict_routes(view.request, settings.predict, list(inputs), token))
+        app.include_router(predict_routes(view.request, settings.predict, list(inputs()), tokens, tracing))
     app.add_middleware(RequestLog)
     return app
 
@@ -339,11 +355,13 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         status = 500  # what the server answers for an application that raises before it answers
+        trace_id: str | None = None
 
         async def watch(message: Message) -> None:
-            nonlocal status
+            nonlocal status, trace_id
             if message["type"] == "http.response.start":
                 status = message["status"]
+                trace_id = trace_id_of(Headers(raw=message["headers"]).get(TRACEPARENT))
             await send(message)
 
         started = time.perf_counter()
@@ -352,4 +370,6 @@ class RequestLog:
         finally:
             elapsed_ms = (time.perf_counter() - started) * 1_000
             # Quoted again: a decoded path may hold line breaks.
-            logger.info("%s %s %d in %.1f ms", scope["method"], quote(scope["path"]), status, elapsed_ms)
+            method, path = scope["method"], quote(scope["path"])
+            extra = {"method": method, "path": path, "status": status, "elapsed_ms": elapsed_ms, "trace_id": trace_id}
+            logger.info("%s %s %d in %.1f ms", method, path, status, elapsed_ms, extra=extra)

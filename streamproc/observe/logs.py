@@ -3,8 +3,10 @@
 Invariants:
 
 - One event is one line of JSON, its traceback inside a field.
-- Of what a caller adds to a record, only the fields of ``FIELDS`` are written: they say where something happened, and
+- Of what a caller adds to a record, only ``FIELDS`` and ``DETAILS`` are written: they say where something happened, and
   no payload is among them.
+- Of a record's failure the log has what ``Failure.summary`` says, and the frames of its exception: never the
+  exception's own words, which may quote the record. Those are in the dead letter.
 - A message cannot steer the terminal or look like another line: control characters are written as escapes.
 """
 
@@ -15,14 +17,23 @@ import logging
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
 import orjson
 
-FIELDS = ("task", "topic", "partition", "offset", "worker", "batch")
-"""What ``extra=`` may hold."""
+FIELDS = ("task", "topic", "partition", "offset", "worker", "batch", "trace_id")
+"""What ``extra=`` may hold: where it was."""
+DETAILS = (
+    *("attempt", "records", "results", "failed", "closed_by", "offsets", "cause", "stage", "error_type"),
+    *("wall_ms", "queue_ms", "decode_ms", "encode_ms", "steps_ms", "method", "path", "status", "elapsed_ms"),
+)
+"""What it may hold beside that: facts that the message says in words, in JSON alone."""
+
+_batch: list[object] = []
+"""Task, number and trace id of the batch that this process, a worker, executes now."""
 
 # Each reports on its own what the processor's errors already say, at level info and below.
 _QUIET = ("aiokafka", "uvicorn", "asyncio")
@@ -113,8 +124,21 @@ class _FromWorker(logging.Filter):
         self._worker = worker
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.worker = self._worker
+        record.__dict__ |= {"worker": self._worker, **dict(zip(("task", "batch", "trace_id"), _batch, strict=False))}
         return True
+
+
+def executing(*batch: object) -> None:
+    """From now on every line of this worker, its backend's too, has its batch's task, number and trace id; or none."""
+    _batch[:] = batch
+
+
+def frames_of(error: BaseException) -> str:
+    """Where an exception was raised, and of which type it is, for ``extra=``; not what it says.
+
+    Raises whatever an exception of the user's, or the code that raised it, makes of being looked at.
+    """
+    return "".join([*traceback.format_list(traceback.extract_tb(error.__traceback__)), type(error).__qualname__])
 
 
 class JsonFormatter(logging.Formatter):
@@ -128,10 +152,10 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
+            **_fields(record, FIELDS + DETAILS),
         }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+        if exception := _exception(self, record):
+            entry["exception"] = exception
         try:
             return orjson.dumps(entry, default=str).decode()
         except TypeError:
@@ -154,17 +178,24 @@ class TextFormatter(logging.Formatter):
         if not record.name.startswith("streamproc"):
             message = f"{record.name}: {message}"
         level = self._coloured(f"{record.levelname.lower():<8}", _COLOURS.get(record.levelno, ""))
-        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        told = _fields(record, FIELDS).items()
+        fields = " ".join(f"{name}={value}" for name, value in told if f"{name} {value}" not in message)
         line = f"{self._coloured(clock, _DIM)} {level} {message.translate(_ESCAPES)}"
         if fields:
             line += f"  {self._coloured(fields.translate(_ESCAPES), _DIM)}"
-        if record.exc_info:
-            line += f"\n{self.formatException(record.exc_info)}".translate(_ESCAPES)
+        if exception := _exception(self, record):
+            line += f"\n{exception}".translate(_ESCAPES)
         return line
 
     def _coloured(self, text: str, colour: str) -> str:
         return f"{colour}{text}{_RESET}" if self._colours and colour else text
 
 
-def _fields(record: logging.LogRecord) -> dict[str, object]:
-    return {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
+def _fields(record: logging.LogRecord, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: value for name in names if (value := getattr(record, name, None)) is not None}
+
+
+def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    if record.exc_info:
+        return formatter.formatException(record.exc_info)
+    return getattr(record, "frames", "")

@@ -19,7 +19,7 @@ import ipaddress
 import json
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -29,13 +29,17 @@ from starlette.requests import ClientDisconnect
 from streamproc.errors import RequestError, RequestsFullError
 from streamproc.observe.metric_table import RequestOutcome
 from streamproc.observe.prediction import Prediction, PredictRequest, TaskInput
-from streamproc.records import Cause, Failure
+from streamproc.observe.trace_context import TRACEPARENT, context_of, read
+from streamproc.records import Cause, Failure, Trace
 from streamproc.settings import PredictSettings
+
+if TYPE_CHECKING:
+    from streamproc.observe.tracing import Tracing
 
 STATUSES = {
     200: "every record has a result",
     207: "some record of an array has no result; `errors` says which, and why",
-    401: "the token is missing, or is not the one of http.token",
+    401: "the token is missing, or is not that of http.token or http.predict.token",
     403: "without http.token only this machine may ask, by the name localhost or by its address",
     404: "there is no such task",
     413: "the body is larger than http.predict.max_body_bytes, or has more records than http.predict.max_records",
@@ -71,13 +75,15 @@ class _RefusedError(Exception):
         super().__init__(detail)
 
 
-def predict_routes(open_: Open, settings: PredictSettings, tasks: Sequence[str], token: str | None) -> APIRouter:
+def predict_routes(
+    open_: Open, settings: PredictSettings, tasks: Sequence[str], tokens: Sequence[str], tracing: Tracing | None = None
+) -> APIRouter:
     """The route of every task; ``describe`` documents them one by one."""
     router = APIRouter()
 
     @router.post("/tasks/{task}/predict", include_in_schema=False)
     async def predict(task: str, request: Request) -> Response:
-        refusal = _refusal(request, token)
+        refusal = _refusal(request, tokens)
         if refusal is not None:
             return _answer(*refusal, {"WWW-Authenticate": "Bearer"} if refusal[0] == 401 else {})
         if task not in tasks:
@@ -86,20 +92,26 @@ def predict_routes(open_: Open, settings: PredictSettings, tasks: Sequence[str],
             place = open_(task)
         except RequestError as error:
             return _unavailable(error)
+        trace = None if tracing is None else tracing.request(_trace_headers(request))
         try:
-            return await _predict(request, place, settings)
+            response = await _predict(request, place, settings, trace)
         finally:
             place.leave()
+        if tracing is not None:
+            if trace is not None:
+                tracing.answered(trace, task, response.status_code)
+            response.headers.update(_answer_headers(request, trace))
+        return response
 
     return router
 
 
-async def _predict(request: Request, place: PredictRequest, settings: PredictSettings) -> Response:
+async def _predict(request: Request, place: PredictRequest, settings: PredictSettings, trace: Trace | None) -> Response:
     try:
         async with asyncio.timeout(settings.timeout_s):
             body = await _read(request, place, settings.max_body_bytes)
             values, is_list = cut(body, settings.max_records)
-            answer = await _result(request, place.submit(values))
+            answer = await _result(request, place.submit(values, trace))
     except TimeoutError:
         place.leave("timeout")
         return _answer(504, f"there was no result within http.predict.timeout_s ({settings.timeout_s:g} s)")
@@ -199,6 +211,19 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
+# -- traces
+
+
+def _trace_headers(request: Request) -> list[tuple[str, bytes | None]]:
+    return [(name.decode("latin-1"), value) for name, value in request.headers.raw if name.startswith(b"trace")]
+
+
+def _answer_headers(request: Request, trace: Trace | None) -> dict[str, str]:
+    """The `traceparent` of an answer: the request's own span, or, where that is not sampled, what came."""
+    context = read(_trace_headers(request)) if trace is None else context_of(trace)
+    return {} if context is None else {TRACEPARENT: context.traceparent}
+
+
 # -- who asks
 
 
@@ -208,11 +233,11 @@ def has_token(request: Request, token: str) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
-def _refusal(request: Request, token: str | None) -> tuple[int, str] | None:
+def _refusal(request: Request, tokens: Sequence[str]) -> tuple[int, str] | None:
     """Why a request is not even looked at: status and sentence."""
-    if token is not None:
-        if not has_token(request, token):
-            return 401, "send the token of http.token as `Authorization: Bearer …`"
+    if tokens:
+        if not any(has_token(request, token) for token in tokens):
+            return 401, "send the token of http.token, or of http.predict.token, as `Authorization: Bearer …`"
     elif not _is_this_machine(request.headers.get("host", "")):
         return 403, STATUSES[403]
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != _JSON:
@@ -331,7 +356,26 @@ def describe(document: dict[str, Any], inputs: Mapping[str, TaskInput], *, guard
     for task, it in inputs.items():
         name = f"{task}.record"
         schemas[name] = embedded(it.schema or {"type": "object"}, f"#/components/schemas/{name}")
+        if it.result is not None:
+            schemas |= _answers_of(task, it.result)
         document["paths"][f"/tasks/{task}/predict"] = {"post": _operation(task, name, it, guarded=guarded)}
+
+
+def _answers_of(task: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The schemas of a task's answers, whose results the backend describes."""
+    name = f"{task}.result"
+    one = {"$ref": f"#/components/schemas/{name}"}
+    schemas: dict[str, Any] = {name: embedded(result, one["$ref"])}
+    for answer, described in (
+        ("Prediction", one),
+        (
+            "Predictions",
+            {**SCHEMAS["Predictions"]["properties"]["result"], "items": {"anyOf": [one, {"type": "null"}]}},
+        ),
+    ):
+        properties = {**SCHEMAS[answer]["properties"], "result": described}
+        schemas[f"{task}.{answer}"] = {**SCHEMAS[answer], "properties": properties}
+    return schemas
 
 
 def _operation(task: str, record: str, it: TaskInput, *, guarded: bool) -> dict[str, Any]:
@@ -342,7 +386,8 @@ def _operation(task: str, record: str, it: TaskInput, *, guarded: bool) -> dict[
             "record": {"summary": "one record", "value": it.samples[0]},
             "records": {"summary": "an array of records", "value": list(it.samples[:2])},
         }
-    answers = {200: ["Prediction", "Predictions"], 207: ["Predictions"]}
+    its = "" if it.result is None else f"{task}."
+    answers = {200: [f"{its}Prediction", f"{its}Predictions"], 207: [f"{its}Predictions"]}
     operation = {
         "tags": ["predict"],
         "summary": f"What the model of task {task} says to a record, or to each of several",

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from streamproc.errors import RequestError
 from streamproc.observe.metric_table import RequestOutcome
-from streamproc.records import Failure
+from streamproc.records import Failure, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class PredictRequest(Protocol):
     def hold(self, size_bytes: int) -> None:
         """Take in so many more bytes of its body. Raises RequestsFullError."""
 
-    def submit(self, values: Sequence[bytes]) -> asyncio.Future[Prediction | RequestError]:
-        """Hand in its records; the future gets the answer, or why there is none."""
+    def submit(self, values: Sequence[bytes], trace: Trace | None = None) -> asyncio.Future[Prediction | RequestError]:
+        """Hand in its records; the future gets the answer, or why there is none. ``trace`` is the request's."""
 
     def leave(self, outcome: RequestOutcome = "left") -> None:
         """Free its place; harmless where it has ended already."""
@@ -49,3 +49,5 @@ class TaskInput:
     """A JSON Schema of one record."""
     samples: Sequence[Mapping[str, Any]] = field(default_factory=list)
     description: str = ""
+    result: Mapping[str, Any] | None = None
+    """A JSON Schema of what the backend makes of one."""

@@ -11,15 +11,25 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from streamproc.errors import PortTakenError, SettingsError
+from streamproc.observe.tls import ServerTls
 
 BACKLOG = 128
+HEAD_TIMEOUT_S = 10.0
+"""So long the head of a request may take, from the connection or the last answer on; a TLS handshake too."""
+MAX_HEAD_BYTES = 32_768
+"""A larger line with headers is refused with 400."""
+MAX_CONNECTIONS = 2_000
 _NO_SUCH_ADDRESS = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 logger = logging.getLogger("streamproc.http")
@@ -32,10 +42,23 @@ class Sidecar:
     cancels them. It may be called at any time, also twice.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int, *, grace_s: int = 2, section: str = "http") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        tls: ServerTls | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+        head_timeout_s: float = HEAD_TIMEOUT_S,
+        grace_s: int = 2,
+        section: str = "http",
+    ) -> None:
         """``section`` of the settings is where ``host`` and ``port`` come from, for errors."""
         self.host = host
         self.port = port
+        self.tls = tls
+        self._connect = partial(_Connection, max_connections=max_connections, head_timeout_s=head_timeout_s)
         self._app = app
         self._grace_s = grace_s
         self._section = section
@@ -45,7 +68,8 @@ class Sidecar:
     @property
     def url(self) -> str:
         """Where it answers."""
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://[{self.host}]:{self.port}" if ":" in self.host else f"{scheme}://{self.host}:{self.port}"
 
     async def start(self) -> None:
         """Bind and serve; once this returns, requests are answered.
@@ -58,6 +82,8 @@ class Sidecar:
         self.port = sockets[0].getsockname()[1]
         config = uvicorn.Config(
             self._app,
+            http="h11",
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -67,7 +93,7 @@ class Sidecar:
             backlog=BACKLOG,
             timeout_graceful_shutdown=self._grace_s,
         )
-        server = _Server(config)
+        server = _Server(config, self._connect, self.tls)
         serving = asyncio.create_task(server.serve(sockets=sockets), name="streamproc-sidecar")
         answering = asyncio.create_task(server.answering.wait())
         try:
@@ -98,10 +124,12 @@ class Sidecar:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that leaves the signals alone and says when it answers."""
+    """A uvicorn server that leaves the signals alone, limits TLS handshakes, and says when it answers."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, connect: Callable[..., H11Protocol], tls: ServerTls | None) -> None:
         super().__init__(config)
+        self._connect = connect
+        self._tls = tls
         self.answering = asyncio.Event()
 
     @contextlib.contextmanager
@@ -109,8 +137,72 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """In place of uvicorn's own, which takes files for TLS, and lets a handshake take a minute."""
+        loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {"ssl": self._tls.context, "ssl_handshake_timeout": HEAD_TIMEOUT_S}
+        make = partial(
+            self._connect,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self.servers = [
+            await loop.create_server(make, sock=listener, backlog=BACKLOG, **tls) for listener in sockets or ()
+        ]
+        self.started = True
         self.answering.set()
+
+
+class _Connection(H11Protocol):
+    """A connection that does not stay for ever without asking for something.
+
+    Where there are as many as may be, the one goes that has been waited for longest: clients that connect and say
+    nothing do not keep probes away. Where all of them have asked and wait for their answers the new one is closed.
+    """
+
+    def __init__(self, *args: Any, max_connections: int, head_timeout_s: float, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._max_connections = max_connections
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        self._watch()
+        if len(self.connections) > self._max_connections:
+            due = min((it for it in self.connections if isinstance(it, _Connection)), key=_Connection.due_at)
+            self.connections.discard(due)  # at once: many may come before the loop tells it that it is closed
+            due.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def due_at(self) -> float:
+        """When it is closed, by the loop's clock, if it asks for nothing; never where a request of it is under way."""
+        return math.inf if self._head_timer is None else self._head_timer.when()
+
+    def _watch(self) -> None:
+        """Give the client so long to ask for something, unless a request of it is under way."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_watching()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self._head_timeout_s, self.transport.abort)
+
+    def _stop_watching(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 async def _listen(host: str, port: int, section: str) -> list[socket.socket]:

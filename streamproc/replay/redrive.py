@@ -23,6 +23,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -187,6 +188,15 @@ class Redrive:
         self._topics = await self._admin.topics()
         self._log_ends = await self._admin.end_offsets(list(self._ends))
         await self._go_to_committed()
+        try:
+            await self._send()
+        except TopicMissingError as error:
+            with contextlib.suppress(TopicMissingError):
+                await self._admin.check_topics(error.topics, "Write")  # it may only be hidden from us
+            raise
+        return self.outcome
+
+    async def _send(self) -> None:
         begun, given_up = self._clock(), 0
         while (chunk := await self._next()) is not None:
             if self._producer is None:
@@ -204,7 +214,6 @@ class Redrive:
             if self._options.rate is not None:
                 due = begun + self.outcome.sent.total() / self._options.rate
                 await asyncio.sleep(max(0.0, due - self._clock()))
-        return self.outcome
 
     # -- reading
 

@@ -21,6 +21,8 @@ from streamproc.records import TopicRecord
 from streamproc.replay.marks import Source, source_of
 
 _ENVELOPE = {"result", "metrics", "source", "task"}
+_LATER = {"backend_version"}
+"""What an envelope has where the settings say so."""
 _CAUSE = "streamproc-cause"
 _METRICS = "streamproc-metrics"
 
@@ -49,7 +51,7 @@ def read(record: TopicRecord) -> Result | None:
     if _CAUSE in headers and not _metrics_come_last(record, headers):
         return _dead_letter(record, headers)
     document = _document(record)
-    if type(document) is dict and document.keys() == _ENVELOPE and type(document["source"]) is dict:
+    if type(document) is dict and document.keys() - _LATER == _ENVELOPE and type(document["source"]) is dict:
         return _enveloped(record, headers, document)
     source = _source(record, headers)
     if source is None:

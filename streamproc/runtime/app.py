@@ -18,16 +18,28 @@ import uvloop
 
 from streamproc.broker.connections import KafkaConnections
 from streamproc.broker.interface import Connections
-from streamproc.errors import ReloadBusyError, ReloadRefusedError
+from streamproc.errors import ReloadBusyError, ReloadRefusedError, SettingsError
 from streamproc.observe.logs import configure_logging
+from streamproc.observe.tls import ServerTls
 from streamproc.runtime.batch_plan import batch_plans
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.reload import Load, Reloader
-from streamproc.runtime.startup import declared_topics, http_token, task_inputs, warn_of_memory, worker_setup
+from streamproc.runtime.startup import (
+    declared_topics,
+    http_token,
+    predict_token,
+    task_inputs,
+    warn_of_memory,
+    warn_of_open_secrets,
+    worker_setup,
+)
 from streamproc.settings import Settings
 
 if TYPE_CHECKING:
+    from streamproc.broker.declared_topics import DeclaredTopic
+    from streamproc.observe.prediction import TaskInput
     from streamproc.observe.server import Sidecar
+    from streamproc.observe.span_export import SpanExport
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +50,20 @@ class Application:
     def __init__(self, settings: Settings, connections: Connections | None = None, *, load: Load | None = None) -> None:
         """``load`` reads the settings again, for a reload; without there is none."""
         warn_of_memory(settings)
+        warn_of_open_secrets(settings)
         self._declared = declared_topics(settings)
-        self._token = http_token(settings.http)
+        self._tokens = http_token(settings.http), predict_token(settings.http)
+        self._tls = ServerTls.of(settings.http)
+        setup = worker_setup(settings, self._declared)
+        self._spans = span_export(settings)
         self.processor = Processor(
             settings,
-            worker_setup(settings, self._declared),
+            setup,
             connections or KafkaConnections(settings.kafka),
             plans=batch_plans(settings, os.environ),
+            tracing=None if self._spans is None else self._spans.tracing,
         )
-        self.reloader = None if load is None else Reloader(self.processor, load, time.time, _configure_logging)
+        self.reloader = None if load is None else Reloader(self.processor, load, time.time, self._on_reloaded)
         self.sidecar: Sidecar | None = None
         """None until it is started, and where ``http.enabled`` is false."""
 
@@ -64,10 +81,33 @@ class Application:
         from streamproc.observe.server import Sidecar  # noqa: PLC0415 - as above
 
         http = self.processor.settings.http
-        inputs = task_inputs(self.processor.settings, self._declared) if http.predicts else None
+        inputs = self._inputs if http.predicts else None
         reload = None if self.reloader is None else self.reloader.reload
-        app = create_app(self.processor, self.processor.metrics, http, inputs=inputs, token=self._token, reload=reload)
-        return Sidecar(app, http.host, http.port)
+        token, for_predictions = self._tokens
+        app = create_app(
+            self.processor,
+            self.processor.metrics,
+            http,
+            inputs=inputs,
+            token=token,
+            predict_token=for_predictions,
+            reload=reload,
+            tracing=None if self._spans is None else self._spans.tracing,
+        )
+        return Sidecar(app, http.host, http.port, tls=self._tls, max_connections=http.max_connections)
+
+    def _inputs(self) -> dict[str, TaskInput]:
+        return task_inputs(self.processor.settings, self._declared, self.processor.pool.declared)
+
+    def _on_reloaded(self, settings: Settings, declared: dict[str, DeclaredTopic]) -> None:
+        """A reload brought these into force."""
+        _configure_logging(settings)
+        self._declared = declared
+        if self._tls is not None:
+            try:
+                self._tls.load()
+            except SettingsError as error:
+                log.warning("the sidecar keeps the certificate that it has: %s", error)
 
     async def stop(self) -> None:
         """Stop the processor, then the sidecar, which answers until the end."""
@@ -76,6 +116,8 @@ class Application:
         finally:
             if self.sidecar is not None:
                 await self.sidecar.stop()
+            if self._spans is not None:
+                await self._spans.close()
 
     async def __aenter__(self) -> Self:
         """Start; whatever had been started is stopped if that fails."""
@@ -89,6 +131,15 @@ class Application:
     async def __aexit__(self, *_: object) -> None:
         """Stop."""
         await self.stop()
+
+
+def span_export(settings: Settings) -> SpanExport | None:
+    """Where the spans of a processor go; None where there are none. ``check_tracing`` comes before."""
+    if not settings.tracing.enabled or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    from streamproc.observe.span_export import SpanExport  # noqa: PLC0415 - of an extra, and only for whoever traces
+
+    return SpanExport(settings.tracing, settings.name, os.environ)
 
 
 def run_app(load: Load) -> int:

@@ -255,8 +255,9 @@ class Batcher:
         if cost is None or not cost.trusted or (size < self._look_from and longest <= self._look_longest):
             return False
         model = cost.model
-        short_ms = model.short_of_knee_ms(size, longest)
-        if short_ms <= 0:  # with all of them in one batch
+        # At most what waits, or fits, padded to the longest: full batches of shorter ones hardly take longer than that.
+        short_ms = model.short_of_knee_ms(min(size, self._limits.n_max(longest)), longest)
+        if short_ms <= 0:
             short_ms = model.short_of_knee_ms(*self._window.shape()[:2])
             if short_ms <= 0:
                 return True

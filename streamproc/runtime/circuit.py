@@ -42,7 +42,11 @@ class _Bucket:
 
 
 class Circuit:
-    """The circuit of one task. ``reason`` says why it is open; ``closes_at`` when it closes by itself, if it does."""
+    """The circuit of one task.
+
+    ``reason`` says why it is open, and ``summary`` does for the log: without what an exception said, which may quote a
+    record. ``closes_at`` says when it closes by itself, if it does.
+    """
 
     def __init__(self, settings: CircuitSettings) -> None:
         self._settings = settings
@@ -52,7 +56,7 @@ class Circuit:
         self._run = 0
         self.opened_at: float | None = None
         self.closes_at: float | None = None
-        self.reason = ""
+        self.reason = self.summary = ""
         self.openings = 0
         self.by_hand = False
         """Whether somebody opened it, or keeps it open."""
@@ -97,6 +101,7 @@ class Circuit:
         elif self.closes_at is not None:
             self.closes_at = None
             self.reason += "; kept open by hand"
+            self.summary += "; kept open by hand"
 
     def due(self, now: float) -> bool:
         """Whether it is open and its time is over."""
@@ -105,7 +110,7 @@ class Circuit:
     def close(self) -> None:
         """Begin again, with all counts at zero."""
         self.opened_at = self.closes_at = None
-        self.reason = ""
+        self.reason = self.summary = ""
         self.by_hand = False
         self._forget()
 
@@ -178,15 +183,12 @@ class Circuit:
         reasons = sum((bucket.reasons for bucket in self._buckets), Counter[str]())
         (commonest, _), *_ = reasons.most_common(1)
         closes_at = None if settings.close_after_s is None else now + settings.close_after_s
-        self._open(
-            f"{what}, most often with {commonest}; the last: {failure.stage} {failure.kind}: {failure.message}",
-            now,
-            closes_at=closes_at,
-        )
+        self._open(f"{what}, most often with {commonest}", now, closes_at=closes_at)
+        self.reason += f"; the last: {failure.stage} {failure.kind}: {failure.message}"
         return True
 
     def _open(self, reason: str, now: float, *, closes_at: float | None) -> None:
-        self.reason = reason
+        self.reason = self.summary = reason
         self.opened_at = now
         self.closes_at = closes_at
         self.openings += 1

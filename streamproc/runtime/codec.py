@@ -192,13 +192,14 @@ def encode_all(outputs: Sequence[dict[Any, Any]]) -> list[bytes] | None:
 
 
 class Envelope:
-    """Wraps the results of a batch: result, metrics, source and task in one object.
+    """Wraps the results of a batch: result, metrics, source, task and, where it has one, the backend's version.
 
     The parts that a batch's records share are encoded once.
     """
 
-    def __init__(self, task: str) -> None:
-        self._tail = b'},"task":' + orjson.dumps(task) + b"}"
+    def __init__(self, task: str, backend_version: str | None = None) -> None:
+        version = b"" if backend_version is None else b',"backend_version":' + orjson.dumps(backend_version)
+        self._tail = b'},"task":' + orjson.dumps(task) + version + b"}"
         self._sources: dict[tuple[str, int], bytes] = {}
 
     def wrap(

@@ -85,11 +85,13 @@ def encode_without_schema(output_format: str) -> Callable[[Any], bytes] | None:
 
 def envelope_for(task: str, output: Mapping[str, Any] | None) -> Envelope:
     """What wraps a task's encoded outputs into the full envelope, in their own format."""
-    if output is None or output["format"] == "json":
+    if output is None:
         return codec.Envelope(task)
+    if output["format"] == "json":
+        return codec.Envelope(task, output["backend_version"])
     from streamproc.formats import msgpack  # noqa: PLC0415 - a package that only some have
 
-    return msgpack.Envelope(task)
+    return msgpack.Envelope(task, output["backend_version"])
 
 
 def _one_by_one(encode: Callable[[Any], bytes]) -> Callable[[Sequence[dict[Any, Any]]], list[bytes] | None]:

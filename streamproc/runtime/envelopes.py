@@ -32,13 +32,15 @@ def source_headers(partition: TopicPartition, record: Record) -> list[tuple[str,
 
 def result_row(partition: TopicPartition, record: Record, value: bytes | memoryview, report: BatchReport) -> Row:
     """A result with ``envelope: result``: the facts of the full envelope are in the headers."""
-    headers = [
+    headers: list[tuple[str, bytes | None]] = [
         *record.headers,
         *source_headers(partition, record),
         ("streamproc-source-timestamp", b"%d" % record.timestamp),
         ("streamproc-task", report.batch.task.encode()),
-        ("streamproc-metrics", report.metrics),
     ]
+    if report.backend_version is not None:
+        headers.append(("streamproc-backend-version", report.backend_version.encode()))
+    headers.append(("streamproc-metrics", report.metrics))
     return (None, record.key, value, headers)
 
 
@@ -102,7 +104,6 @@ def batch_record(
     wall_ms: float,
     peak_bytes: float | None,
     ended_at_ms: int,
-    version: str | None,
     replica: str,
     causes: Mapping[str, int],
 ) -> bytes:
@@ -136,7 +137,7 @@ def batch_record(
             "attempts": report.attempts,
             "replica": replica,
             "worker": report.worker,
-            "backend_version": version,
+            "backend_version": report.backend_version,
             "timestamp": ended_at_ms,
         },
         default=str,

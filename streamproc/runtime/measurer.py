@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from streamproc.loaders import load_backend
-from streamproc.observe.logs import configure_logging
+from streamproc.observe.logs import configure_logging, frames_of
 from streamproc.runtime.child import child_main, start_failure
 from streamproc.runtime.decoders import registry_of
 from streamproc.runtime.lengths import LengthError, Meter, meter_for
@@ -68,20 +68,22 @@ class Measurer:
     def _answer(self, frame: Frame) -> None:
         task = frame.head["task"]
         lengths, failures = self._meters[task].measure(decode_values(frame.body, frame.head["count"]))
-        for kind, message, error in failures:
-            self._log_once(task, kind, message, error)
+        for kind, _, error in failures:
+            self._log_once(task, kind, error)
         head = {"id": frame.head["id"], "failures": [(kind, message) for kind, message, _ in failures]}
         write_frame(self._connection, Kind.LENGTHS, head, [lengths.tobytes()], 8 * len(lengths))
 
-    def _log_once(self, task: str, kind: str, message: str, error: BaseException) -> None:
+    def _log_once(self, task: str, kind: str, error: BaseException) -> None:
         """The traceback of each kind of exception, the first time; the parent logs dead letters from time to time."""
         if isinstance(error, LengthError) or (task, kind) in self._logged or len(self._logged) >= MAX_TRACEBACKS:
             return
         self._logged.add((task, kind))
         try:
-            log.warning("task %s: the first of these: %s", task, message, exc_info=error)
-        except BaseException:  # noqa: BLE001 - an exception of the user's may be unfit for printing
-            log.warning("task %s: the first of these: %s", task, message)
+            frames = frames_of(error)
+        except BaseException:  # noqa: BLE001 - an exception of the user's, or its code, may be unfit for that
+            frames = ""
+        details = {"task": task, "stage": "length", "error_type": kind, "frames": frames}
+        log.warning("task %s: the first of these: length failed with %s", task, kind, extra=details)
 
 
 def main() -> None:

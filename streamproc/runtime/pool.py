@@ -115,6 +115,8 @@ class Generation:
     number: int
     settings: PoolSettings
     setup: dict[str, Any]
+    declared: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By task, the JSON Schemas of ``input`` and ``output`` that its backend declares; once a worker has said so."""
 
 
 @dataclass(slots=True, eq=False)
@@ -218,6 +220,11 @@ class Pool:
     def workers(self) -> list[Worker]:
         """Every worker that has not ended, by index."""
         return sorted(self._workers.values(), key=lambda worker: worker.index)
+
+    @property
+    def declared(self) -> dict[str, dict[str, Any]]:
+        """By task, the JSON Schemas of ``input`` and ``output`` that the backend in force declares, once loaded."""
+        return self._generation.declared
 
     def restarts(self, index: int) -> int:
         """How often the worker of this index was replaced."""
@@ -537,6 +544,9 @@ class Pool:
             "opened_at": batch.opened_at,
             "spans": [(*span.lease.partition, len(span.records)) for span in batch.spans],
         }
+        if batch.trace is not None:
+            head["traceparent"] = batch.trace.traceparent
+            batch.trace.worker_pid = worker.pid
         parts, size = batch_parts(batch.spans)
         process = worker.process
         if process is None:
@@ -610,6 +620,7 @@ class Pool:
                 self._failed_starts.pop(worker.index, None)
                 self.initialized.set()
             worker.initialize_s = _number(frame.head, "initialize_s")
+            worker.generation.declared.update(_declared(frame.head))
             worker.state = "ready"
             log.info("worker %d (pid %d) initialized in %.3f s", worker.index, worker.pid, worker.initialize_s)
         was_ready, worker.ready = worker.ready, frame.kind is Kind.READY
@@ -728,6 +739,14 @@ def _number(head: dict[str, Any], name: str) -> float:
     if not isinstance(value, int | float):
         raise WireError(f"a frame without {name}")
     return float(value)
+
+
+def _declared(head: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    declared = head.get("declared", {})
+    by_task = declared.values() if isinstance(declared, dict) else [None]
+    if not all(isinstance(it, dict) and all(isinstance(schema, dict) for schema in it.values()) for it in by_task):
+        raise WireError("a frame whose schemas are none")
+    return dict(declared)
 
 
 def _cause_label(kill_reason: str | None, code: int | None) -> str:

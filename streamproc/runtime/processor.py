@@ -20,7 +20,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -39,6 +39,9 @@ from streamproc.runtime.requests import Request
 from streamproc.runtime.startup import measurer_setup
 from streamproc.runtime.task_stream import TaskStream
 from streamproc.settings import Settings
+
+if TYPE_CHECKING:
+    from streamproc.observe.tracing import Tracing
 
 TICK_S = 1.0
 ENDS_EVERY_TICKS = 5
@@ -71,6 +74,7 @@ class Processor:
         connections: How to reach Kafka.
         plans: How the tasks' batches begin, see ``batch_plan.batch_plans``; without estimates by default.
         metrics: Where to count; a registry of its own by default.
+        tracing: Makes spans; there are none without.
         clock: A clock that does not go back, in seconds.
         wall_clock: Seconds since 1970.
         rng: Jitters retries.
@@ -84,6 +88,7 @@ class Processor:
         *,
         plans: Mapping[str, BatchPlan] | None = None,
         metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -130,6 +135,7 @@ class Processor:
                 self.metrics.task(name),
                 plan=plans[name] if plans is not None else BatchPlan(settings.tasks[name].batch),
                 measuring=self.measuring if measured is not None and name in measured["tasks"] else None,
+                tracing=tracing,
                 next_id=lambda: next(ids),
                 rng=rng or random.Random(),  # noqa: S311 - jitter, no secret
                 clock=clock,

@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from streamproc.broker.declared_topics import DeclaredTopic
 from streamproc.errors import InternalError, ReloadBusyError, ReloadRefusedError, StreamprocError
 from streamproc.observe.status import ReloadStatus
 from streamproc.runtime.batch_plan import BatchPlan, batch_plans
@@ -51,7 +52,7 @@ class Reloader:
         processor: What to reload.
         load: Reads its settings.
         wall_clock: Seconds since 1970.
-        on_settings: Is told of the settings that came into force.
+        on_taken: Is told of the settings and the declared topics that came into force.
     """
 
     def __init__(
@@ -59,12 +60,12 @@ class Reloader:
         processor: Processor,
         load: Load,
         wall_clock: Callable[[], float],
-        on_settings: Callable[[Settings], None],
+        on_taken: Callable[[Settings, dict[str, DeclaredTopic]], None],
     ) -> None:
         self._processor = processor
         self._load = load
         self._wall_clock = wall_clock
-        self._on_settings = on_settings
+        self._on_taken = on_taken
         self._lock = asyncio.Lock()
 
     async def reload(self, *, wait: bool = False) -> ReloadStatus:
@@ -96,7 +97,7 @@ class Reloader:
         processor.reloading = True
         log.info("reload: reading settings and topics")
         try:
-            settings, setup, plans = await asyncio.to_thread(self._read)
+            settings, declared, setup, plans = await asyncio.to_thread(self._read)
             _check_changes(processor.settings, settings)
             log.info("reload: starting %d new workers beside those that work", settings.pool.workers)
             await processor.reload(settings, setup, plans)
@@ -106,13 +107,13 @@ class Reloader:
             raise ReloadRefusedError(reason) from error
         finally:
             processor.reloading = False
-        self._on_settings(settings)
+        self._on_taken(settings, declared)
         return self._ended(begun, None)
 
-    def _read(self) -> tuple[Settings, dict[str, Any], dict[str, BatchPlan]]:
+    def _read(self) -> tuple[Settings, dict[str, DeclaredTopic], dict[str, Any], dict[str, BatchPlan]]:
         settings = self._load()
-        setup = worker_setup(settings, declared_topics(settings))
-        return settings, setup, batch_plans(settings, os.environ)
+        declared = declared_topics(settings)
+        return settings, declared, worker_setup(settings, declared), batch_plans(settings, os.environ)
 
     def _ended(self, begun: float, reason: str | None) -> ReloadStatus:
         processor = self._processor

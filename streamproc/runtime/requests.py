@@ -23,7 +23,7 @@ from typing import NamedTuple
 from streamproc.errors import RequestError, RequestsFullError
 from streamproc.observe.metric_table import RequestOutcome
 from streamproc.observe.prediction import Prediction
-from streamproc.records import NO_PARTITION, Failure, Lease, Outcome, Span, Status, TopicPartition
+from streamproc.records import NO_PARTITION, Failure, Lease, Outcome, Span, Status, TopicPartition, Trace
 from streamproc.runtime.failures import decode_failure
 from streamproc.settings import PredictSettings
 
@@ -70,8 +70,8 @@ class Request:
         """Take in so many more bytes. Raises RequestsFullError where the limit does not allow them."""
         self._requests.hold(self, size_bytes)
 
-    def submit(self, values: Sequence[bytes]) -> asyncio.Future[Prediction | RequestError]:
-        """Hand in its records, one at least, once.
+    def submit(self, values: Sequence[bytes], trace: Trace | None = None) -> asyncio.Future[Prediction | RequestError]:
+        """Hand in its records, one at least, once; ``trace`` is what is traced of the request.
 
         Answers a future that gets the answer, or why there is none; that of a request which leaves gets nothing.
         """
@@ -79,7 +79,7 @@ class Request:
         self._values = [None] * len(values)
         self._missing = len(values)
         if self._refusal is None:
-            self._requests.submit(self, values)
+            self._requests.submit(self, values, trace)
         else:
             self._answer.set_result(self._refusal)
         return self._answer
@@ -187,11 +187,14 @@ class Requests:
             request.size_bytes += size_bytes
             self.size_bytes += size_bytes
 
-    def submit(self, request: Request, values: Sequence[bytes]) -> None:
+    def submit(self, request: Request, values: Sequence[bytes], trace: Trace | None) -> None:
         """Hand the records of a request that waits to the owner."""
         timestamp = int(self._wall_clock() * 1_000)
         records = [RequestRecord(index, timestamp, value) for index, value in enumerate(values)]
-        self._events.on_records(Span(request.lease, 0, records, [len(value) for value in values], self._clock()))
+        span = Span(request.lease, 0, records, [len(value) for value in values], self._clock())
+        if trace is not None:
+            span.traces = dict.fromkeys(range(len(records)), trace)
+        self._events.on_records(span)
 
     def complete(self, outcome: Outcome) -> None:
         """Some records of a request were executed, or failed for good."""

@@ -140,7 +140,14 @@ class KeyOrder:
 def _single(outcome: Outcome, index: int) -> Outcome:
     """The part of an outcome that is one record's, with its part of the bytes."""
     span, value = outcome.span, outcome.values[index]
-    single = Span(span.lease, span.first + index, [span.records[index]], span.sizes[index : index + 1], span.arrived_at)
+    single = Span(
+        span.lease,
+        span.first + index,
+        [span.records[index]],
+        span.sizes[index : index + 1],
+        span.arrived_at,
+        traces=span.traces,
+    )
     if not isinstance(value, Failure):
         single.output_bytes = len(value)
     return Outcome(single, outcome.statuses[index : index + 1], [value], outcome.report)

@@ -371,6 +371,7 @@ class Sink:
                 log.warning(
                     "metrics records are lost, as long as topic %s, partition %d, refuses them: %s",
                     *(name, partition, error),
+                    extra={"topic": name, "partition": partition},
                 )
         elif not self._failed:
             self._failed = self._torn = True

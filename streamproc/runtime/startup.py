@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
+import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
+from pydantic import SecretStr
 
 from streamproc.broker.topics import DeclaredTopic, load_topics
 from streamproc.errors import SettingsError
@@ -39,6 +43,7 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
         SettingsError: a format needs a package that is not installed.
     """
     check_formats(settings)
+    check_tracing(settings)
     return {
         "backend": backend_setup(settings),
         "tasks": {
@@ -64,27 +69,46 @@ def worker_setup(settings: Settings, declared: dict[str, DeclaredTopic]) -> dict
     }
 
 
-def task_inputs(settings: Settings, declared: Mapping[str, DeclaredTopic]) -> dict[str, TaskInput]:
-    """What is known of the records of each task: a request's are checked by the schema of its first topic."""
+def task_inputs(
+    settings: Settings, declared: Mapping[str, DeclaredTopic], models: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, TaskInput]:
+    """What is known of the records of each task: a request's are checked by the schema of its first topic.
+
+    Where that has none, its ``models`` say what they look like: the schemas that the backend declares, as of
+    ``Pool.declared``.
+    """
     inputs: dict[str, TaskInput] = {}
     for name, task in settings.tasks.items():
         topic = declared.get(task.input.topics[0])
-        inputs[name] = (
-            TaskInput() if topic is None else TaskInput(topic.schema_document, topic.samples, topic.description)
+        model = (models or {}).get(name, {})
+        inputs[name] = TaskInput(
+            model.get("input") if topic is None or topic.schema_document is None else topic.schema_document,
+            [] if topic is None else topic.samples,
+            "" if topic is None else topic.description,
+            model.get("output"),
         )
     return inputs
 
 
 def http_token(http: HttpSettings) -> str | None:
-    """What whoever asks for predictions has to send, if anything. Raises SettingsError."""
-    if http.token_file is None:
-        return None if http.token is None else http.token.get_secret_value()
+    """What is good for all that the sidecar does, if anything. Raises SettingsError."""
+    return _token(http.token, http.token_file, "http.token_file")
+
+
+def predict_token(http: HttpSettings) -> str | None:
+    """What is good for predictions alone, if anything. Raises SettingsError."""
+    return _token(http.predict.token, http.predict.token_file, "http.predict.token_file")
+
+
+def _token(told: SecretStr | None, file: Path | None, setting: str) -> str | None:
+    if file is None:
+        return None if told is None else told.get_secret_value()
     try:
-        token = http.token_file.read_text().strip()
+        token = file.read_text().strip()
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{http.token_file} cannot be read: {error}", setting="http.token_file") from error
+        raise SettingsError(f"{file} cannot be read: {error}", setting=setting) from error
     if not token:
-        raise SettingsError(f"{http.token_file} is empty", setting="http.token_file", hint="put the token into it")
+        raise SettingsError(f"{file} is empty", setting=setting, hint="put the token into it")
     return token
 
 
@@ -115,6 +139,17 @@ def length_setup(task: TaskSettings) -> dict[str, Any] | None:
     }
 
 
+def check_tracing(settings: Settings) -> None:
+    """See that what spans need is installed, where there are to be some; nothing is imported. Raises SettingsError."""
+    for module in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        if settings.tracing.enabled and not _is_installed(module):
+            raise SettingsError(
+                f"traces need the package {module}, which is not installed",
+                setting="tracing.enabled",
+                hint="install streamproc[tracing]",
+            )
+
+
 def check_formats(settings: Settings) -> None:
     """See that what the tasks' formats need is installed; nothing is imported. Raises SettingsError."""
     for name, task in settings.tasks.items():
@@ -142,6 +177,7 @@ def output_setup(settings: Settings, task: str) -> dict[str, Any]:
         "subject": output.subject or f"{settings.topics_of(task).results}-value",
         "version": output.schema_version,
         "message": output.message,
+        "backend_version": settings.backend.version,
     }
 
 
@@ -180,6 +216,28 @@ def backend_setup(settings: Settings) -> dict[str, str]:
         "base_dir": str(backend.base_dir.absolute()),
         "config": config,
     }
+
+
+def warn_of_open_secrets(settings: Settings) -> None:
+    """Say so, once, where every user of the machine may read a file that holds a secret."""
+    kafka, registry, http = settings.kafka, settings.schema_registry, settings.http
+    files = {
+        "kafka.sasl_password_file": kafka.sasl_password_file,
+        "kafka.ssl_key_file": kafka.ssl_key_file,
+        "schema_registry.password_file": registry.password_file,
+        "schema_registry.token_file": registry.token_file,
+        "schema_registry.ssl_key_file": registry.ssl_key_file,
+        "http.token_file": http.token_file,
+        "http.predict.token_file": http.predict.token_file,
+        "http.tls_key_file": http.tls_key_file,
+    }
+    found = []
+    for setting, path in files.items():
+        with contextlib.suppress(OSError):  # whoever reads it says what is wrong
+            if path is not None and path.stat().st_mode & stat.S_IROTH:
+                found.append(f"{path} ({setting})")
+    if found:
+        log.warning("every user of this machine may read %s; take that away: chmod o-r", ", ".join(found))
 
 
 def warn_of_memory(settings: Settings) -> None:

@@ -30,7 +30,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
@@ -58,6 +58,7 @@ from streamproc.records import (
     Span,
     Status,
     TopicPartition,
+    trace_id,
     value_sizes,
 )
 from streamproc.runtime.batch_plan import BatchPlan
@@ -76,6 +77,9 @@ from streamproc.runtime.sink import OutputTopic, Sink, SinkEvents
 from streamproc.runtime.source import Room, Source
 from streamproc.runtime.verdicts import Counts, GivenUp, Verdicts, count_of
 from streamproc.settings import Settings, Then
+
+if TYPE_CHECKING:
+    from streamproc.observe.tracing import TaskTracing, Tracing
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
 """What a topic takes where the broker does not say: Kafka's own default, less its overhead."""
@@ -112,6 +116,7 @@ class TaskStream:
         *,
         plan: BatchPlan,
         measuring: Measuring | None,
+        tracing: Tracing | None,
         next_id: Callable[[], int],
         rng: random.Random,
         clock: Callable[[], float],
@@ -121,10 +126,10 @@ class TaskStream:
     ) -> None:
         """``measuring`` tells the lengths of the task's records, where it has some that are not those of their values.
 
-        ``plan`` says how its batches begin. ``on_work`` is called when there may be something to dispatch, ``on_fatal``
-        once the task cannot go on.
+        ``plan`` says how its batches begin; ``tracing`` makes spans, where there is any. ``on_work`` is called when
+        there may be something to dispatch, ``on_fatal`` once the task cannot go on.
         """
-        self.name = name
+        self.name, self._log = name, logging.LoggerAdapter(log, {"task": name})
         self.group, self.topics = settings.group_of(name), settings.topics_of(name)
         self._settings = settings.tasks[name]
         self._application = settings
@@ -139,7 +144,7 @@ class TaskStream:
             group_id=self.group, client_id=client_id, auto_offset_reset=self._settings.input.auto_offset_reset
         )
         self._transactions, self._producer = self._make_producer(client_id, settings.kafka.group_instance_id, rng)
-        self._measuring = measuring
+        self._measuring, self._tracing = measuring, self._make_tracing(tracing)
         self.plan = plan
         self._next_id, self._rng = next_id, rng
         self._generation, self._versions = FIRST_GENERATION, {FIRST_GENERATION: settings.backend.version}
@@ -196,6 +201,11 @@ class TaskStream:
         self.last: tuple[BatchReport, float] | None = None
         """The batch that was executed last, and its time in the worker, in milliseconds."""
         self._late = 0
+
+    def _make_tracing(self, tracing: Tracing | None) -> TaskTracing | None:
+        if tracing is None:
+            return None
+        return tracing.task(self.name, group=self.group, results=self.topics.results, dead=self.topics.dead)
 
     def _make_room(self) -> Room:
         limits = self._settings.limits
@@ -263,7 +273,10 @@ class TaskStream:
         written = dict.fromkeys((self.topics.results, self.topics.dead, self.topics.metrics))
         topics = [*written, *(topic for topic in self.topics.inputs if topic not in written)]
         # All at once: a client asks for metadata ten times a second at most.
-        counts = dict(zip(topics, await asyncio.gather(*map(self._producer.partition_count, topics)), strict=True))
+        asking = [
+            self._producer.partition_count(topic, operation="Write" if topic in written else "Read") for topic in topics
+        ]
+        counts = dict(zip(topics, await asyncio.gather(*asking), strict=True))
         limits = await asyncio.gather(*map(self._producer.max_message_bytes, written))
         known = {
             topic: OutputTopic(topic, counts[topic], limit or DEFAULT_MAX_MESSAGE_BYTES)
@@ -304,10 +317,12 @@ class TaskStream:
             self._metrics.batch_dispatched(batch, now)
             if batch.attempt > 1:
                 self.counts.retried += batch.size
+        if self._tracing is not None:
+            self._tracing.dispatched(batch)
 
     async def join(self) -> None:
         """Join the group and begin to read. Raises BrokerError."""
-        log.info("task %s: joining group %s", self.name, self.group)
+        self._log.info("task %s: joining group %s", self.name, self.group)
         self._patience = asyncio.get_running_loop().call_later(LONG_JOIN_S, self._waits)
         await self.consumer.start(list(self.topics.inputs), self._on_revoked, self._on_assigned)
         self.state = "running"
@@ -351,7 +366,7 @@ class TaskStream:
             async with asyncio.timeout(LAST_COMMIT_S):
                 await self._commit()
         except (BrokerError, TimeoutError) as error:
-            log.warning(
+            self._log.warning(
                 "task %s: the last commit failed, so that some records will be read again: %s", self.name, error
             )
         finally:
@@ -367,7 +382,7 @@ class TaskStream:
         except StreamprocError as error:
             self._on_fatal(error)
         except Exception as error:
-            log.exception("task %s", self.name)
+            log.exception("task %s", self.name, extra={"task": self.name})
             self._on_fatal(InternalError(error, where=f"task {self.name}"))
 
     # -- records in
@@ -379,6 +394,8 @@ class TaskStream:
         sizes = value_sizes(records)
         largest = max(sizes)
         span = Span(lease, self.ledger.next_sequence(lease), records, sizes, self._clock())
+        if self._tracing is not None:
+            self._tracing.arrived(span)
         self.ledger.read(span)
         self._sequencer.expect(span)
         self._metrics.records_in.inc(len(records))
@@ -436,7 +453,7 @@ class TaskStream:
         spans, now = [span for span, _ in failed], self._clock()
         opened_at = min([span.arrived_at for span in spans])
         batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by=closed_by, fill=0.0)
-        report = BatchReport(batch, None, b"{}", attempts=batch.attempt)
+        report = BatchReport(batch, None, b"{}", batch.attempt, self._version_of(batch))
         self._report(report, None, 0, batch.size, Counter(it.cause.value for _, failures in failed for it in failures))
         for span, failures in failed:
             self._complete(Outcome(span, bytes([Status.FAILED]) * len(failures), failures, report))
@@ -484,9 +501,8 @@ class TaskStream:
             self._answered(batch, target_ms / 1_000)
         in_headers = self._settings.output.envelope == "result"
         wanted = in_headers or batch.requested
-        report = BatchReport(
-            batch, reply.worker, orjson.dumps(reply.metrics) if wanted else b"", attempts=batch.attempt
-        )
+        told = orjson.dumps(reply.metrics) if wanted else b""
+        report = BatchReport(batch, reply.worker, told, batch.attempt, self._version_of(batch))
         self.last = (report, reply.wall_ms)
         if self._is_of_now(batch):
             self._batcher_of(batch).ran(batch, reply.wall_ms)
@@ -494,14 +510,23 @@ class TaskStream:
         if batch.predicted_ms:
             metrics.time_over_predicted.observe(reply.wall_ms / batch.predicted_ms)
         results = reply.statuses.count(Status.RESULT)
+        if self._tracing is not None:
+            times_ms = reply.metrics.get("execution_times") or {}
+            steps_ms = {"decode": reply.decode_ms, **times_ms, "encode": reply.encode_ms}
+            self._tracing.executed(
+                batch, worker=reply.worker, wall_ms=reply.wall_ms, steps_ms=steps_ms, results=results
+            )
         values: Sequence[memoryview | Failure] = reply.values
+        causes: Mapping[str, int] = {}
         if results < batch.size:
             values = [
                 decode_failure(value) if status == Status.FAILED else value
                 for status, value in zip(reply.statuses, reply.values, strict=True)
             ]
-        causes: Counter[str] = Counter(it.cause.value for it in values if isinstance(it, Failure))
+            causes = Counter(it.cause.value for it in values if isinstance(it, Failure))
         self._report(report, reply, results, batch.size - results, causes)
+        if log.isEnabledFor(logging.DEBUG):
+            self._log_executed(reply, results)
         start = 0
         for span, size_bytes in zip(batch.spans, reply.sizes, strict=True):
             stop = start + len(span.records)
@@ -509,6 +534,24 @@ class TaskStream:
             self._complete(Outcome(span, reply.statuses[start:stop], values[start:stop], report))
             start = stop
         batch.release()
+
+    def _log_executed(self, reply: Reply, results: int) -> None:
+        batch, failed = reply.batch, reply.batch.size - results
+        log.debug(
+            "task %s: batch %d (%s, closed by %s) ran in worker %d in %.1f ms, execution %d: %s, %d failed",
+            *(self.name, batch.id, count_of(batch.size, "record"), batch.closed_by, reply.worker, reply.wall_ms),
+            *(batch.attempt, count_of(results, "result"), failed),
+            extra={
+                **_facts(batch, reply.worker),
+                "results": results,
+                "failed": failed,
+                "wall_ms": reply.wall_ms,
+                "queue_ms": reply.metrics.get("queue_time"),
+                "steps_ms": reply.metrics.get("execution_times"),
+                "decode_ms": reply.decode_ms,
+                "encode_ms": reply.encode_ms,
+            },
+        )
 
     def _answered(self, batch: Batch, target_s: float) -> None:
         """Count the records that were answered within the target, and those that were not."""
@@ -533,7 +576,7 @@ class TaskStream:
         most = self._batcher_of(batch).out_of_memory(batch) if self._is_of_now(batch) else None
         if most is not None:
             padded = "" if batch.longest is None else f" padded to {batch.longest}"
-            log.warning(
+            self._log.warning(
                 "task %s: a batch of %d records%s ran out of memory; from now on such a batch has at most %s, and "
                 "slowly more again as batches run; see batch.max_size, and `streamproc estimate --task %s`",
                 *(self.name, batch.size, padded, count_of(most, "record"), self.name),
@@ -546,9 +589,18 @@ class TaskStream:
             return
         self.progress += 1
         self._metrics.batches_failed.inc()
+        if self._tracing is not None:
+            self._tracing.failed(batch, failure, worker)
         log.warning(
-            "task %s: batch %d (%s) failed, execution %d, %s: %s",
-            *(self.name, batch.id, count_of(batch.size, "record"), batch.attempt, failure.cause, failure.message),
+            "task %s: batch %d (%s) failed in worker %d, execution %d, %s: %s",
+            *(self.name, batch.id, count_of(batch.size, "record"), worker, batch.attempt),
+            *(failure.cause, failure.summary),
+            extra={
+                **_facts(batch, worker),
+                "cause": failure.cause,
+                "stage": failure.stage,
+                "error_type": failure.kind,
+            },
         )
         if failure.cause is Cause.OOM:
             self._on_out_of_memory(batch)
@@ -593,12 +645,16 @@ class TaskStream:
 
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
         """Every record of the batch has failed for good."""
-        report = BatchReport(batch, worker, b"{}", attempts=batch.attempt)
+        report = BatchReport(batch, worker, b"{}", batch.attempt, self._version_of(batch))
         self._report(report, None, 0, batch.size, {failure.cause.value: batch.size})
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
         batch.release()
+
+    def _version_of(self, batch: Batch) -> str | None:
+        """The version of the worker that it was given to last."""
+        return self._versions[batch.generation or self._generation]
 
     def _report(
         self, report: BatchReport, reply: Reply | None, results: int, failed: int, causes: Mapping[str, int]
@@ -616,7 +672,6 @@ class TaskStream:
                 wall_ms=0.0 if reply is None else reply.wall_ms,
                 peak_bytes=None if reply is None else reply.peak_bytes,
                 ended_at_ms=int(self._wall_clock() * 1_000),
-                version=self._versions[report.batch.generation or self._generation],
                 replica=self._replica,
                 causes=causes,
             ),
@@ -628,7 +683,7 @@ class TaskStream:
             return
         if not self.ledger.is_live(outcome.span.lease):
             self._late += len(outcome.span.records)
-            log.info(
+            self._log.info(
                 "task %s: %d outcomes of %s came after the partition had moved, and are dropped; its new owner "
                 "processes the records again (%d so far)",
                 *(self.name, len(outcome.span.records), outcome.span.lease.partition, self._late),
@@ -641,13 +696,19 @@ class TaskStream:
             outcome = judged
         if self.circuit.take(outcome, self._clock()):
             self._on_open()
-        self._open_sink.write(self._sequencer.complete(outcome))
+        released = self._sequencer.complete(outcome)
+        if self._tracing is not None:
+            self._tracing.publishing(released)
+        self._open_sink.write(released)
 
     def _on_too_large(self, failure: Failure, partition: TopicPartition, record: Record) -> Then:
         # To the circuit it was a result so far.
         if self.circuit.turned_bad(failure, self._clock()):
             self._on_open()
-        return self._verdicts.of(failure, partition, record)
+        then = self._verdicts.of(failure, partition, record)
+        if self._tracing is not None:
+            self._tracing.too_large(record, failure, dropped=then == "drop")
+        return then
 
     # -- requests over HTTP
 
@@ -711,6 +772,8 @@ class TaskStream:
 
     def _on_settled(self, span: Span) -> None:
         crowded = self.crowded
+        if self._tracing is not None:
+            self._tracing.settled(span)
         if self.ledger.settle(span):
             self._settled.set()
             self.source.relieved()
@@ -740,11 +803,11 @@ class TaskStream:
         circuit = self.circuit
         if circuit.opened_at is None:
             return
-        log.warning(
+        self._log.warning(
             "task %s: the circuit closes %s after %.0f s (opening %d so far): reading goes on, and so do %s in flight; "
             "it was open because: %s",
             *(self.name, how, self._clock() - circuit.opened_at, circuit.openings),
-            *(count_of(self.in_flight(), "record"), circuit.reason),
+            *(count_of(self.in_flight(), "record"), circuit.summary),
         )
         circuit.close()
         self._metrics.circuit_open.set(0)
@@ -758,10 +821,10 @@ class TaskStream:
 
     def _on_open(self) -> None:
         closes_at, now = self.circuit.closes_at, self._clock()
-        log.error(
+        self._log.error(
             "task %s: the circuit is open: %s; nothing more is read or executed, and %s in flight are kept; it closes "
             "%swith `streamproc circuit close %s`; dead letters are in topic %s",
-            *(self.name, self.circuit.reason, count_of(self.in_flight(), "record")),
+            *(self.name, self.circuit.summary, count_of(self.in_flight(), "record")),
             "" if closes_at is None else f"by itself in {closes_at - now:.0f} s, or ",
             *(self.name, self.topics.dead),
         )
@@ -784,7 +847,9 @@ class TaskStream:
             except BrokerError as error:
                 if self._transactions is not None:
                     raise
-                log.warning("task %s: %s; trying again in %g s", self.name, error, self._settings.commit_interval_s)
+                self._log.warning(
+                    "task %s: %s; trying again in %g s", self.name, error, self._settings.commit_interval_s
+                )
 
     async def _commit(self) -> None:
         async with self._commit_lock:
@@ -792,7 +857,7 @@ class TaskStream:
                 offsets = dict(await self._delivery.commit(self.ledger.committable))
             except CommitRejectedError as error:
                 self._metrics.commit_failures.inc()
-                log.info("task %s: %s", self.name, error)
+                self._log.info("task %s: %s", self.name, error)
             except BrokerError:
                 self._metrics.commit_failures.inc()
                 raise
@@ -812,9 +877,9 @@ class TaskStream:
         self._stop_waiting()
         if partitions:
             assigned = count_of(len(partitions), "partition")
-            log.info("task %s: %s assigned in group %s", self.name, assigned, self.group)
+            self._log.info("task %s: %s assigned in group %s", self.name, assigned, self.group)
         else:
-            log.warning(
+            self._log.warning(
                 "task %s: no partition is left for this replica in group %s; add partitions, or run fewer replicas",
                 *(self.name, self.group),
             )
@@ -827,9 +892,9 @@ class TaskStream:
         connected = self.consumer.connected()
         if not connected and self._lost_at is None:
             self._lost_at = self._clock()
-            log.warning("task %s: the connection to Kafka is lost; trying to get it back", self.name)
+            self._log.warning("task %s: the connection to Kafka is lost; trying to get it back", self.name)
         elif connected and self._lost_at is not None:
-            log.warning("task %s: Kafka is back after %.0f s", self.name, self._clock() - self._lost_at)
+            self._log.warning("task %s: Kafka is back after %.0f s", self.name, self._clock() - self._lost_at)
             self._lost_at = None
 
     def _stop_waiting(self) -> None:
@@ -838,7 +903,7 @@ class TaskStream:
             self._patience = None
 
     def _waits(self) -> None:
-        log.info(
+        self._log.info(
             "task %s: group %s is not ready yet; members that left without notice are waited for until their session "
             "ends, up to kafka.session_timeout_ms",
             *(self.name, self.group),
@@ -852,7 +917,7 @@ class TaskStream:
         self._letting_go |= leases
         self._hand_back_waiting()
         if not self.consumer.is_member():
-            log.warning(
+            self._log.warning(
                 "task %s: group %s went on without this replica; %s in flight are left to the new owners of %s",
                 *(self.name, self.group, count_of(self.ledger.in_flight(partitions), "record")),
                 count_of(len(partitions), "partition"),
@@ -863,7 +928,7 @@ class TaskStream:
                 if self.consumer.is_member():
                     await self._until_settled(partitions)
         except TimeoutError:
-            log.warning(
+            self._log.warning(
                 "task %s: %d records of %d revoked partitions did not finish within rebalance_drain_s (%g s); their "
                 "new owner processes them again",
                 *(self.name, self.ledger.in_flight(partitions), len(partitions), self._application.rebalance_drain_s),
@@ -901,14 +966,14 @@ class TaskStream:
         """Begin new leases of partitions that are read again from their committed offsets."""
         leases = self.ledger.open(partitions)
         self.source.go_on({lease.partition for lease in leases})
-        log.info("task %s: reading %s again", self.name, count_of(len(leases), "partition"))
+        self._log.info("task %s: reading %s again", self.name, count_of(len(leases), "partition"))
 
     def _on_transaction_lost(self, error: BaseException) -> None:
         self._delivery.aborted(error)
 
     def _on_aborted(self, reason: str) -> None:
         self._metrics.transactions_aborted.inc()
-        log.warning("task %s: %s", self.name, reason)
+        self._log.warning("task %s: %s", self.name, reason)
 
     def _undispatched(self, leases: set[Lease] | None) -> list[Span]:
         """Take out what no worker has got yet, of these leases or all of them."""
@@ -973,3 +1038,27 @@ class TaskStream:
     def in_flight(self) -> int:
         """Records that are read and not settled."""
         return self.ledger.in_flight_records
+
+
+def _facts(batch: Batch, worker: int) -> dict[str, object]:
+    """Of a batch's execution, for the log: what it is found by, from its records or from its trace."""
+    facts: dict[str, object] = {
+        "task": batch.task,
+        "batch": batch.id,
+        "worker": worker,
+        "trace_id": trace_id(batch.trace),
+        "attempt": batch.attempt,
+        "records": batch.size,
+        "closed_by": batch.closed_by,
+        "offsets": [
+            f"{span.lease.partition.topic}/{span.lease.partition.partition} "
+            f"{span.records[0].offset}-{span.records[-1].offset}"
+            for span in batch.spans
+            if not span.lease.is_request
+        ],
+    }
+    if batch.size == 1 and not batch.requested:
+        (span,) = batch.spans
+        topic, partition = span.lease.partition
+        facts |= {"topic": topic, "partition": partition, "offset": span.records[0].offset}
+    return facts

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from streamproc.errors import TaskStoppedError
 from streamproc.observe.metrics import MAX_FAILURE_KINDS, TaskMetrics
-from streamproc.records import Cause, Failure, Outcome, Record, Status, TopicPartition
+from streamproc.records import Cause, Failure, Outcome, Record, Status, TopicPartition, trace_id
 from streamproc.runtime.failures import decode_failure
 from streamproc.settings import ErrorSettings, Then
 
@@ -133,7 +133,17 @@ class Verdicts:
             "task %s: %s became dead letters in topic %s (%s); the last: topic %s, partition %d, offset %d: %s",
             *(self._task, count_of(self._reasons.total(), "record"), self._topic),
             ", ".join(f"{reason} {count}" for reason, count in self._reasons.most_common(MAX_REASONS)),
-            *(partition.topic, partition.partition, record.offset, failure.message),
+            *(partition.topic, partition.partition, record.offset, failure.summary),
+            extra={
+                "task": self._task,
+                "topic": partition.topic,
+                "partition": partition.partition,
+                "offset": record.offset,
+                "cause": failure.cause,
+                "stage": failure.stage,
+                "error_type": failure.kind,
+                "trace_id": trace_id(getattr(record, "trace", None)),
+            },
         )
         self._reasons.clear()
         self._last = None
@@ -153,8 +163,8 @@ class Verdicts:
         setting = "then" if self._settings.then == "stop" else f"causes.{failure.cause}.then"
         return TaskStoppedError(
             f"task {self._task} stops, as tasks.{self._task}.on_error.{setting} says, at topic {partition.topic}, "
-            f"partition {partition.partition}, offset {record.offset}: {failure.stage} failed with {failure.kind}: "
-            f"{failure.message}; mend the record or the backend and start again, it is not committed",
+            f"partition {partition.partition}, offset {record.offset}: {failure.cause}: {failure.summary}; mend the "
+            f"record or the backend and start again, it is not committed",
             task=self._task,
             topic=partition.topic,
             partition=partition.partition,

@@ -121,15 +121,16 @@ class BucketedWindow:
 
     def full(self) -> str | None:
         """The limit that a bucket reaches by itself."""
-        return next(iter(self._full.values()), None)
+        return next(iter(self._full.values())) if self._full else None
 
     def ripe(self) -> str | None:
         """As ``full``, and ``size`` or ``bytes`` once as much waits in all as a batch may hold."""
         if self._full:
             return self.full()
-        if self.size >= self._limits.max_size:
+        arrivals, limits = self._arrivals, self._limits
+        if arrivals.size >= limits.max_size:
             return "size"
-        return "bytes" if self.size_bytes >= self._limits.max_bytes else None
+        return "bytes" if arrivals.size_bytes >= limits.max_bytes else None
 
     def shape(self) -> Shape:
         """Of the batch with the oldest record: its length is at least what it will be."""

@@ -24,6 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import yaml
 
+from streamproc.backend.models import declared_schemas
 from streamproc.backend.record_error import RecordError
 from streamproc.backend.tasks import resolve_task
 from streamproc.errors import (
@@ -42,10 +44,13 @@ from streamproc.errors import (
 )
 from streamproc.formats.values import samples_in
 from streamproc.loaders import load_backend
-from streamproc.observe.logs import configure_logging
+from streamproc.observe.logs import configure_logging, executing, frames_of
+from streamproc.observe.trace_context import trace_id_of
+from streamproc.observe.trace_scope import batch_span
 from streamproc.records import NO_PARTITION, Cause, Failure, Status
 from streamproc.runtime.child import child_main, start_failure
 from streamproc.runtime.codec import Schema, shorten
+from streamproc.runtime.cycles import CyclesBetweenBatches
 from streamproc.runtime.decoders import decoder_for, registry_of
 from streamproc.runtime.encoders import Encoder, encoder_for, envelope_for
 from streamproc.runtime.failures import encode_failure
@@ -318,6 +323,7 @@ class Worker:
         self._outbound = segments[BATCHES_PER_WORKER:]
         self._backend: Any = None
         self._runners: dict[str, TaskRunner] = {}
+        self._declared: dict[str, dict[str, orjson.Fragment]] = {}
         self._threshold = 0
         self._replies = 0
         self._logged: set[tuple[str, str, str]] = set()
@@ -340,7 +346,8 @@ class Worker:
             log.debug("the backend did not start", exc_info=error)
             write_frame(self._connection, Kind.START_FAILED, start_failure(error))
             return 1
-        self._report_readiness({"initialize_s": time.perf_counter() - begun}, first=True)
+        self._report_readiness({"initialize_s": time.perf_counter() - begun, "declared": self._declared}, first=True)
+        cycles = CyclesBetweenBatches()
         while True:
             if not self._wait_for_frame():
                 self._report_readiness({})
@@ -349,6 +356,7 @@ class Worker:
             if frame is None or frame.kind is Kind.STOP:
                 return 0
             self._answer(frame)
+            cycles.look()
 
     def _set_up(self, head: dict[str, Any]) -> None:
         backend = head["backend"]
@@ -357,6 +365,7 @@ class Worker:
         registry = registry_of(head.get("registry"))
         for name, task in head["tasks"].items():
             runner = resolve_task(self._backend, name)
+            self._declared[name] = declared_schemas(runner)
             warmup = task.pop("warmup")
             self._runners[name] = TaskRunner(name, runner, **task, registry=registry, base_dir=backend["base_dir"])
             if warmup:
@@ -390,12 +399,15 @@ class Worker:
             # Read where it is: the parent writes to this segment again only after the answer.
             frame.body = self._inbound[head["slot"]].view(size)
         count = sum(span[2] for span in head["spans"])
+        executing(head["task"], head["id"], trace_id_of(head.get("traceparent")))
         started = time.monotonic()
         apart = self._peak is not None and self._peak.reset()
         try:
             body = decode_batch(frame.body, count)
             payload = memoryview(frame.body)[24 * count :]
-            reply = self._runners[head["task"]].run(head["spans"], body, payload, (started - head["opened_at"]) * 1_000)
+            queued_ms = (started - head["opened_at"]) * 1_000
+            with nullcontext() if (parent := head.get("traceparent")) is None else batch_span(parent):
+                reply = self._runners[head["task"]].run(head["spans"], body, payload, queued_ms)
         except BaseException as error:  # noqa: BLE001 - neither a fault of ours nor the user's may cost the worker
             failure = error.failure if isinstance(error, BatchFailedError) else _describe(error, "")
             self._log_once(head["task"], failure, error)
@@ -404,6 +416,7 @@ class Worker:
         else:
             self._reply(head["id"], started, reply, self._peak_bytes(apart=apart))
             out_of_memory = False
+        executing()
         if out_of_memory:
             gc.collect()  # what the traceback held of the batch, before the next one needs its place
         if self._has_ready and time.monotonic() - self._ready_checked > READY_CHECK_S:
@@ -420,9 +433,11 @@ class Worker:
         for _ in range(2):
             error = error if error.__cause__ is None else error.__cause__
         try:
-            log.log(level, "task %s: the first of these: %s", task, failure.message, exc_info=error)
-        except BaseException:  # noqa: BLE001 - an exception of the user's may be unfit for printing
-            log.log(level, "task %s: the first of these: %s", task, failure.message)
+            frames = frames_of(error)
+        except BaseException:  # noqa: BLE001 - an exception of the user's, or its code, may be unfit for that
+            frames = ""
+        details = {"cause": failure.cause, "stage": failure.stage, "error_type": failure.kind, "frames": frames}
+        log.log(level, "task %s: the first of these: %s", task, failure.summary, extra=details)
 
     def _peak_bytes(self, *, apart: bool) -> int | None:
         """The most that was held since the batch began; None where that is not known."""

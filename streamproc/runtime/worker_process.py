@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from streamproc.runtime.wire import BATCHES_PER_WORKER, MAX_CHUNK_RECORDS, Frame, FrameReceiver, Segment
-from streamproc.settings import PoolSettings
+from streamproc.settings import SECRET_VARIABLES, PoolSettings
 
 SOCKET_BUFFER_BYTES = 1_048_576
 LAST_FRAMES_S = 1.0
@@ -39,9 +39,13 @@ _THREAD_VARIABLES = (
 
 
 def worker_environment(settings: PoolSettings, index: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the worker with this index: threads, devices, and what ``pool.env`` says, over ``environ``."""
+    """The environment of the worker with this index: threads, devices, and what ``pool.env`` says, over ``environ``.
+
+    The secrets of our own settings are left out: no worker logs in at Kafka, and a backend prints all kinds of things.
+    """
     threads = settings.threads_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
-    environment = {**environ, "STREAMPROC_WORKER": str(index)}
+    inherited = {name: value for name, value in environ.items() if name.upper() not in SECRET_VARIABLES}
+    environment = {**inherited, "STREAMPROC_WORKER": str(index)}
     for variable in _THREAD_VARIABLES:
         if settings.threads_per_worker is not None or variable not in environment:
             environment[variable] = str(threads)

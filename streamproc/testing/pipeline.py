@@ -188,7 +188,8 @@ class Pipeline:
         """Send records, wait until all is settled, and return what came of them; arguments as those of ``send``."""
         before = {
             partition: self.broker.log(partition).end
-            for topic in self._topics("metrics")
+            for role in ("results", "dead", "metrics")
+            for topic in self._topics(role)
             for partition in self._partitions(topic)
         }
         sent = self.send(records, topic=topic, key=key, partition=partition, headers=headers)
@@ -315,7 +316,7 @@ class Pipeline:
         return True
 
     def _metrics_are_there(self) -> bool:
-        told: int = sum(it["records"] for it in self._metrics({}))
+        told: int = sum(orjson.loads(it.value or b"")["records"] for it in self._since({}, "metrics"))
         return told >= sum(task.counts.results + task.counts.dead for task in self._running.tasks.values())
 
     def _where_it_stands(self) -> str:
@@ -354,27 +355,30 @@ class Pipeline:
             raise UsageError(f"{problem}; the tasks are: {', '.join(names)}")
         return task
 
-    def _metrics(self, before: Mapping[TopicPartition, int]) -> list[dict[str, Any]]:
-        return [
-            orjson.loads(record.value or b"")
-            for topic in self._topics("metrics")
-            for record in self.broker.records(topic)
-            if record.offset >= before.get(TopicPartition(topic, record.partition), 0)
-        ]
+    def _since(self, before: Mapping[TopicPartition, int], role: str) -> Iterator[MemoryRecord]:
+        """What was written to the topics of a role, from these offsets on."""
+        for topic in self._topics(role):
+            for partition in self._partitions(topic):
+                log = self.broker.log(partition)
+                yield from log.read(before.get(partition, 0), log.end)
 
     def _outputs(self, sent: Sequence[MemoryRecord], before: Mapping[TopicPartition, int]) -> Outputs:
         order = {Source(it.topic, it.partition, it.offset): number for number, it in enumerate(sent)}
-        written = [record for topic in self._topics("results") for record in self.broker.records(topic)]
-        buried = [record for topic in self._topics("dead") for record in self.broker.records(topic)]
         # The marks of a replay, which records of a capture may bring along, tell of another source than the one here.
-        unmarked = [replace(it, headers=tuple(without(it.headers, (RUN, SOURCE)))) for it in written]
+        unmarked = [
+            replace(it, headers=tuple(without(it.headers, (RUN, SOURCE)))) for it in self._since(before, "results")
+        ]
         results = [result for it in unmarked if (result := read(it)) is not None and result.source in order]
-        letters = [letter for it in buried if (letter := read_letter(it)) is not None and letter.source in order]
+        letters = [
+            letter
+            for it in self._since(before, "dead")
+            if (letter := read_letter(it)) is not None and letter.source in order
+        ]
         return Outputs(
             sent,
             sorted(results, key=lambda it: (order[it.source], it.task)),
             sorted(letters, key=lambda it: (order[it.source], it.task)),
-            self._metrics(before),
+            [orjson.loads(it.value or b"") for it in self._since(before, "metrics")],
         )
 
 

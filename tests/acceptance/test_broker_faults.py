@@ -371,9 +371,9 @@ def test_a_right_that_is_taken_away_stops_the_processor_with_what_to_grant(
         "sasl_password": SASL_PASSWORD,
     }
     resource, name, operation, told = {
-        "results": (TOPIC, f"{stream.topic}.results", WRITE, f"the right to write to topic {stream.topic}.results"),
-        "input": (TOPIC, stream.topic, READ, f"the right to read as consumer group {stream.topic}.main"),
-        "group": (GROUP, f"{stream.topic}.main", READ, f"consumer group {stream.topic}.main"),
+        "results": (TOPIC, f"{stream.topic}.results", WRITE, f"Write on Topic {stream.topic}.results"),
+        "input": (TOPIC, stream.topic, READ, f"Read on Topic {stream.topic} "),
+        "group": (GROUP, f"{stream.topic}.main", READ, f"Read on Group {stream.topic}.main"),
     }[denied]
     with App(tmp_path, stream.settings) as app:
         app.until_ready()

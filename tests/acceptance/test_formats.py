@@ -118,7 +118,8 @@ def test_a_registry_that_stays_away_pauses_the_task_and_says_so(
                 "input": {"topics": [topic], "format": "avro"},
                 "on_error": {
                     "circuit": {"max_run": 20, "close_after_s": None},
-                    "causes": {"registry": {"retries": 1, "backoff_ms": 10}},
+                    # Retries come in any order: the first record might still wait for its own, and no letter go.
+                    "causes": {"registry": {"retries": 0}},
                 },
                 "batch": {"max_size": 10},
                 "commit_interval_ms": 100,

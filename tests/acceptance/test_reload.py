@@ -160,6 +160,7 @@ def test_ten_reloads_under_load_leave_no_gap_no_duplicate_and_no_rebalance_and_a
     of_partition: dict[int, list[int]] = defaultdict(list)
     for it in found:
         of_partition[it["source"]["partition"]].append(it["result"]["version"])
+        assert it["backend_version"] == f"v{it['result']['version']}", "the envelope says who made it"
     for versions in of_partition.values():
         assert versions == sorted(versions), "no record goes to an old version after one has gone to the next"
     records = [json.loads(it.value or b"") for it in read_to_end(kafka, f"{topic}.metrics", 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,12 +19,14 @@ from streamproc.observe.status import (
     EXAMPLE,
     BatchTotals,
     CircuitStatus,
+    CostStatus,
     FailureStatus,
     MeasurerStatus,
     Observed,
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
+    ReloadStatus,
     RequestStatus,
     TargetStatus,
     TaskStatus,
@@ -126,7 +129,9 @@ def test_everything_of_a_status_is_on_the_page_with_units() -> None:
         async with looking_at(site) as page:
             await expect(page.get_by_role("heading", level=1)).to_have_text("sentiment")
             await expect(page.locator("#state")).to_have_text("ready")
-            await expect(page.locator("#about")).to_have_text("streamproc 0.1.0, up for 1 min 1 s")
+            await expect(page.locator("#about")).to_have_text(
+                "streamproc 0.1.0, up for 1 min 1 s, generation 2, backend version 2024-05"
+            )
             await expect(page.locator("#lag-records")).to_have_text("130 records")
             await expect(page.locator("#lag-seconds")).to_have_text("50 ms")
             await expect(page.locator("#in-flight")).to_have_text("128 records")
@@ -374,5 +379,56 @@ def test_it_is_legible_on_a_telephone_in_light_and_dark(scheme: str) -> None:
                 region = regions.nth(index)
                 assert await region.get_attribute("tabindex") == "0"
                 assert await region.get_attribute("aria-label") or await region.get_attribute("aria-labelledby")
+
+    run(test)
+
+
+def test_what_batches_are_predicted_to_cost_and_how_reloads_ended_are_on_the_page() -> None:
+    async def test() -> None:
+        site = Site()
+        cost = CostStatus(
+            trusted=True,
+            alpha_ms=4.04,
+            beta_ms=0.25,
+            gamma_ms=0.164,
+            delta_ms=0.0005,
+            a_bytes=3 * 2**20,
+            b_bytes=2048,
+            c_bytes=512,
+            d_bytes=0,
+            kappa=1.25,
+            estimate="estimates/text.json",
+            memory_budget_mb=900,
+            memory_budget_source="batch.memory_budget_mb",
+            max_size=64,
+            max_padded=8_192,
+        )
+        site.status = status_of(task_of(cost=cost))
+        async with looking_at(site) as page:
+            await shows(page, "time", "4.04\u00a0ms", "0.25\u00a0ms", "0.164\u00a0ms", "0.5\u00a0µs")
+            await shows(page, "memory", "3\u00a0MiB", "2\u00a0KiB", "512\u00a0B", "0\u00a0B")
+            table = page.locator("[data-part=cost-region]")
+            await expect(table).to_contain_text("begun with estimates/text.json; memory is taken 1.25 times at present")
+            await expect(page.locator("[data-part=target]")).to_have_text(
+                "Memory to keep: 900\u00a0MiB a worker, by batch.memory_budget_mb. 64 records a batch at most, "
+                "padded to 8,192 in all."
+            )
+            await expect(page.locator("#reload")).to_contain_text("Reloaded at ")
+            refused = ReloadStatus(
+                outcome="refused",
+                reason="its worker 0 did not become ready",
+                ended_at=EXAMPLE.started_at + timedelta(seconds=50),
+                took_s=1.5,
+                generation=2,
+                backend_version="2024-05",
+            )
+            site.status = status_of(last_reload=refused, reloading=True)
+            said = page.locator("#reload")
+            await expect(said).to_contain_text("A reload is under way. A reload was refused at ")
+            await expect(said).to_contain_text(
+                "its worker 0 did not become ready. Generation 2 goes on, version 2024-05."
+            )
+            await expect(page.locator("#events")).to_contain_text("A reload was refused at ")
+            await expect(table).to_be_hidden()
 
     run(test)

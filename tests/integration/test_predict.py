@@ -72,7 +72,7 @@ async def serving(**options: Any) -> AsyncIterator[Served]:
     for name in ("in", "in.results", "in.dead", "app.metrics"):
         broker.create_topic(name)
     processor = Processor(settings, worker_setup(settings, {}), broker, rng=random.Random(1))
-    app = create_app(processor, processor.metrics, settings.http, inputs={"main": TaskInput()})
+    app = create_app(processor, processor.metrics, settings.http, inputs=lambda: {"main": TaskInput()})
     sidecar = Sidecar(app, "127.0.0.1", 0)
     try:
         await sidecar.start()
@@ -223,7 +223,7 @@ def test_a_thousand_clients_that_hang_up_leave_nothing_behind(tmp_path: Path) ->
             running = await it.busy(tmp_path / "go")
             process = psutil.Process()
             await it.predict([])
-            fds = process.num_fds()
+            fds, tasks = process.num_fds(), len(asyncio.all_tasks())
             body = json.dumps({"id": 1, "do": "compute", "once": str(tmp_path / "ran"), "until": str(tmp_path / "go")})
             request = (
                 f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -249,10 +249,15 @@ def test_a_thousand_clients_that_hang_up_leave_nothing_behind(tmp_path: Path) ->
                 assert it.task.counts.requests["left"] == 100 * round_
             assert all(not lane.batcher.size for lane in it.task.lanes)
             await until(lambda: process.num_fds() <= fds, "no descriptor is left")
+            await until(lambda: len(asyncio.all_tasks()) <= tasks, "nor a task")
+            it.put(300)
             (tmp_path / "go").touch()
             assert (await running).status_code == 200
+            answers = await asyncio.gather(*(it.predict({"id": number}) for number in range(50)))
+            assert [answer.json()["result"]["id"] for answer in answers] == list(range(50))
+            await it.committed(300)
             assert it.task.requests.size_bytes == len(it.task.requests) == 0
-            assert (await it.predict({"id": 2})).status_code == 200
+            assert (it.task.ledger.in_flight_records, it.task.ledger.in_flight_bytes) == (0, 0)
             assert not (tmp_path / "ran").exists(), "nothing of them was run"
 
     run(test)

@@ -14,11 +14,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from streamproc.errors import ReloadBusyError, ReloadRefusedError
 from streamproc.observe.prediction import Prediction
+from streamproc.runtime.app import Application
 from streamproc.runtime.processor import Processor
 from streamproc.runtime.reload import Reloader
 from streamproc.runtime.startup import declared_topics, worker_setup
@@ -31,9 +33,16 @@ PARTITIONS = 2
 BACKEND = """
 import os, time
 from pathlib import Path
+from pydantic import BaseModel
 from streamproc import InferenceBackend
 
+class Result(BaseModel):
+    id: int
+    version: int = %(version)d
+
 class Backend(InferenceBackend):
+    output_model = Result
+
     def initialize(self):
         while %(wait)r and not Path(%(wait)r).exists():
             time.sleep(0.01)
@@ -91,7 +100,7 @@ class Project:
         settings = self.load()
         setup = worker_setup(settings, declared_topics(settings))
         processor = Processor(settings, setup, self.broker, rng=random.Random(1))
-        reloader = Reloader(processor, self.load, time.time, self.settings.append)
+        reloader = Reloader(processor, self.load, time.time, lambda settings, _: self.settings.append(settings))
         try:
             await processor.start()
             await processor.until_ready()
@@ -369,3 +378,41 @@ def test_limits_workers_and_lengths_are_those_of_the_new_version(project: Callab
         assert it.each_once()
 
     run(test)
+
+
+def test_the_documentation_has_the_schemas_of_the_version_in_force(tmp_path: Path) -> None:
+    async def test() -> None:
+        project = Project(tmp_path)
+
+        def declare(version: int) -> None:
+            folder = tmp_path / "topics"
+            folder.mkdir(exist_ok=True)
+            (folder / "in.yaml").write_text(yaml.safe_dump({"topic": "in", "schema": "in.json", "partitions": 2}))
+            (folder / "in.json").write_text(json.dumps({"type": "object", "title": f"records of {version}"}))
+
+        def write(version: int) -> None:
+            declare(version)
+            project.write(version, http={"port": 0}, topics_dir=str(tmp_path / "topics"))
+
+        def load() -> Settings:
+            return project.load()
+
+        write(1)
+        application = Application(load(), project.broker, load=load)
+        async with application:
+            await application.processor.until_ready()
+            assert application.sidecar is not None
+            assert application.reloader is not None
+            async with httpx.AsyncClient(base_url=application.sidecar.url) as client:
+
+                async def documented() -> tuple[str, int]:
+                    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+                    return schemas["main.record"]["title"], schemas["main.result"]["properties"]["version"]["default"]
+
+                assert await documented() == ("records of 1", 1)
+                write(2)
+                assert await documented() == ("records of 1", 1)
+                await application.reloader.reload()
+                assert await documented() == ("records of 2", 2)
+
+    asyncio.run(test())

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
-import pty
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +15,8 @@ from streamproc.broker.topics import Change, Plan
 from streamproc.cli import config, kafka_options, lag, terminal, topics
 from streamproc.settings import KafkaSettings
 from tests.conftest import Run
+from tests.support.terminals import Terminal
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """\
 name: app
 backend: {path: "inference:Backend"}
@@ -40,32 +36,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Narrow:
 
 def on_a_terminal(*arguments: str, cwd: Path, **environ: str) -> str:
     """What a command prints on a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMPROC_", "NO_COLOR"))}
-    with subprocess.Popen(
-        [sys.executable, "-m", "streamproc", *arguments],
-        cwd=cwd,
-        env={**clean, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80", **environ},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    ) as process:
-        os.close(theirs)
-        seen = b""
-        try:
-            while data := _read(ours):
-                seen += data
-        finally:
-            process.kill()
-            os.close(ours)
-    return seen.decode()
-
-
-def _read(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 65_536)
-    except OSError:  # Linux's end of a terminal
-        return b""
+    with Terminal(*arguments, cwd=cwd, environ=environ) as it:
+        it.ends()
+        return it.seen
 
 
 @pytest.mark.parametrize("command", [["--help"], ["check"], ["lag", "--nope"], ["topics", "plan", "--dir", "none"]])

@@ -199,7 +199,7 @@ def test_what_a_document_links_to_is_there(document: Path) -> None:
 
 
 def test_the_endpoints_that_documents_and_examples_name_exist() -> None:
-    app = create_app(Mock(), Metrics(), HttpSettings(), inputs={}, reload=Mock())
+    app = create_app(Mock(), Metrics(), HttpSettings(), inputs=dict, reload=Mock())
     paths = {*app.openapi()["paths"], "/tasks/{task}/predict"}
     named = {
         path

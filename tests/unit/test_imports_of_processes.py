@@ -30,6 +30,7 @@ def test_the_parent_does_without_numpy_and_what_else_is_for_workers() -> None:
     )
     assert "aiokafka" in its
     assert its & {"faust", "mode", "streamproc.stats"} == set()
+    assert not [it for it in its if it.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))], "of an extra"
 
 
 def test_the_parent_launches_workers_before_it_imports_the_sidecar() -> None:
@@ -40,7 +41,18 @@ def test_the_parent_launches_workers_before_it_imports_the_sidecar() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["aiokafka", "uvloop", "fastapi", "starlette", "uvicorn", "prometheus_client", "psutil", "typer", "rich"],
+    [
+        "aiokafka",
+        "uvloop",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "psutil",
+        "typer",
+        "rich",
+        "opentelemetry",
+    ],
 )
 def test_a_worker_imports_nothing_that_is_for_the_parent(module: str, worker: set[str]) -> None:
     assert module not in worker

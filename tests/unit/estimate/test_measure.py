@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from html import escape
 from typing import Any
 
 import pytest
@@ -122,6 +123,23 @@ def test_a_budget_that_ends_it_is_told_with_the_room_that_it_leaves() -> None:
     longest = it.how.lengths[1]
     assert most == pytest.approx(300 * MIB / (20 * longest**2), abs=1.5)
     assert f"room for {most:,} records of {longest:,} bytes at a time" in text
+
+
+@pytest.mark.parametrize(
+    ("length", "by"),
+    [("backend", "by the backend's length method"), ({"field": "text", "unit": "value"}, "by the field text")],
+)
+def test_lengths_without_a_unit_are_told_with_who_says_them(length: str | dict[str, str], by: str) -> None:
+    it = measured(Backend(4e9))
+    settings = LengthSettings.model_validate(length)
+    it = replace(it, estimate=it.estimate.model_copy(update={"length": settings.text}))
+    text = " ".join(explained(it))
+    least, most = it.how.lengths
+    assert f"Lengths from {least:,} to {most:,} ({by}) were measured; beyond" in text
+    assert "ms for each 1,000 units that it is padded to" in text
+    page = html_page(it)
+    assert f"Time of a batch, ms by length ({escape(by)})" in page
+    assert "<th>length</th>" in page
 
 
 def test_all_of_it_is_told_in_words_and_on_the_page() -> None:

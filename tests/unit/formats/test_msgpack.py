@@ -81,11 +81,11 @@ def test_outputs_are_converted_as_in_json_and_bytes_stay_bytes() -> None:
         msgpack.encode({"a": object()})
 
 
-@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.text(max_size=20))
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.text(max_size=20), st.none() | st.text())
 @settings(max_examples=50, deadline=None)
-def test_the_envelope_says_what_that_of_json_does(offset: int, timestamp: int, topic: str) -> None:
+def test_the_envelope_says_what_that_of_json_does(offset: int, timestamp: int, topic: str, version: str | None) -> None:
     metrics = orjson.dumps({"batch_size": 1, "execution_times": {"execute": 1.5}, "queue_time": 0.1})
     place = ((topic, 3), [offset, 5], [timestamp, 7])
-    ours = msgpack.Envelope("text").wrap([msgpack.encode({"x": 1}), msgpack.encode({})], metrics, *place)
-    theirs = codec.Envelope("text").wrap([b'{"x":1}', b"{}"], metrics, *place)
+    ours = msgpack.Envelope("text", version).wrap([msgpack.encode({"x": 1}), msgpack.encode({})], metrics, *place)
+    theirs = codec.Envelope("text", version).wrap([b'{"x":1}', b"{}"], metrics, *place)
     assert [msgpack.decode(memoryview(it)) for it in ours] == [orjson.loads(it) for it in theirs]

@@ -25,6 +25,7 @@ from streamproc.observe.status import (
     PartitionStatus,
     ProcessorStatus,
     RecordCounts,
+    ReloadStatus,
     RequestStatus,
     TargetStatus,
     TaskStatus,
@@ -48,6 +49,7 @@ READS: dict[str, type[BaseModel]] = {
     "target": TargetStatus,
     "requests": RequestStatus,
     "cost": CostStatus,
+    "reload": ReloadStatus,
 }
 """What the script calls the parts of a status."""
 
@@ -164,6 +166,10 @@ def test_every_field_that_the_script_reads_is_in_the_status(script: str) -> None
 def test_every_part_of_a_task_and_of_its_circuit_is_shown(script: str) -> None:
     shown = {name: set(re.findall(rf"(?<![\w.\"'-]){name}\.([a-z_]+)", script)) for name in READS}
     for name, unread in {
+        "status": set[str](),
+        "reload": set[str](),
+        "cost": set[str](),
+        "measurer": set[str](),
         "task": set[str](),
         "circuit": set[str](),
         "counts": set[str](),

@@ -488,7 +488,7 @@ def test_a_server_that_cannot_start_raises_instead_of_waiting(monkeypatch: pytes
         async def fail(*_: object, **__: object) -> None:
             raise RuntimeError("no server")
 
-        monkeypatch.setattr("uvicorn.Server.startup", fail)
+        monkeypatch.setattr("streamproc.observe.server._Server.startup", fail)
         sidecar = Sidecar(an_app(), "127.0.0.1", 0)
         with pytest.raises(RuntimeError, match="no server"):
             await sidecar.start()

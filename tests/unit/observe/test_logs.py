@@ -11,7 +11,7 @@ from datetime import datetime
 import orjson
 import pytest
 
-from streamproc.observe.logs import configure_logging
+from streamproc.observe.logs import configure_logging, executing, frames_of
 
 logger = logging.getLogger("streamproc.pool")
 
@@ -191,3 +191,41 @@ def test_the_kafka_clients_repetitions_are_folded_whatever_the_time_of_day_does(
         ("warning", "Unable to connect to node 1"),
         ("warning", "Unable to connect to node 1 (2 more were held back)"),
     ]
+
+
+def test_a_workers_lines_have_the_fields_of_its_batch_while_it_executes_one() -> None:
+    stream = io.StringIO()
+    configure_logging(stream, level="info", format="json", worker=3)
+    executing("text", 9, None)
+    logging.getLogger("a.library").info("within")
+    executing()
+    logging.getLogger("a.library").info("after")
+    within, after = map(orjson.loads, stream.getvalue().splitlines())
+    assert {name: within[name] for name in ("task", "batch", "worker")} == {"task": "text", "batch": 9, "worker": 3}
+    assert "trace_id" not in within
+    assert not {"task", "batch"} & set(after)
+
+
+def test_details_are_for_machines_and_a_field_that_the_message_names_is_not_said_twice() -> None:
+    extra = {"task": "text", "batch": 9, "offset": 4, "wall_ms": 1.5, "value": "payload"}
+    stream = a_json_log()
+    logger.info("task text: batch 9 ran", extra=extra)
+    assert only_entry(stream)["wall_ms"] == 1.5
+    stream = io.StringIO()
+    configure_logging(stream, level="info", format="text")
+    logger.info("task text: batch 9 ran", extra=extra)
+    assert stream.getvalue().endswith("task text: batch 9 ran  offset=4\n")
+
+
+def test_the_frames_of_an_exception_say_where_and_what_kind_and_nothing_that_it_quotes() -> None:
+    quoted = "payload"
+    try:
+        int(quoted)
+    except ValueError as error:
+        frames = frames_of(error)
+    stream = a_json_log()
+    logger.warning("failed", extra={"frames": frames})
+    exception = str(only_entry(stream)["exception"])
+    assert "int(quoted)" in exception
+    assert exception.endswith("ValueError")
+    assert "'payload'" not in exception

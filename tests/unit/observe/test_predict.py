@@ -21,7 +21,7 @@ from streamproc.observe.metric_table import RequestOutcome
 from streamproc.observe.metrics import Metrics
 from streamproc.observe.predict import STATUSES, cut, embedded
 from streamproc.observe.prediction import Prediction, TaskInput
-from streamproc.records import Cause, Failure
+from streamproc.records import Cause, Failure, Trace
 from streamproc.settings import HttpSettings
 from tests.unit.observe.test_http import StubView
 
@@ -49,7 +49,8 @@ class Place:
     def hold(self, size_bytes: int) -> None:
         self.held += size_bytes
 
-    def submit(self, values: Sequence[bytes]) -> asyncio.Future[Prediction | RequestError]:
+    def submit(self, values: Sequence[bytes], trace: Trace | None = None) -> asyncio.Future[Prediction | RequestError]:
+        self.trace = trace
         done: asyncio.Future[Prediction | RequestError] = asyncio.get_running_loop().create_future()
         done.set_result(self._answer(values))
         return done
@@ -79,7 +80,7 @@ class Predicting(StubView):
 
 
 def an_app(view: Predicting | None = None, *, token: str | None = None) -> FastAPI:
-    return create_app(view or Predicting(), Metrics(), HttpSettings(), inputs=INPUTS, token=token)
+    return create_app(view or Predicting(), Metrics(), HttpSettings(), inputs=lambda: INPUTS, token=token)
 
 
 def post(
@@ -267,6 +268,33 @@ def test_with_a_token_only_who_sends_it_is_answered_whatever_the_host(authorizat
     assert (answer.headers.get("www-authenticate") == "Bearer") is (status == 401)
 
 
+def test_the_token_for_predictions_is_good_for_those_and_for_no_change() -> None:
+    for_all, for_predictions = "Bearer hunter2", "Bearer hunter3"
+    both = create_app(
+        Predicting(),
+        Metrics(),
+        HttpSettings(),
+        inputs=lambda: INPUTS,
+        token="hunter2",  # noqa: S106 - a test
+        predict_token="hunter3",  # noqa: S106 - as above
+    )
+    circuit = "/tasks/text/circuit/open"
+    for authorization, predicts, changes in ((for_all, 200, 200), (for_predictions, 200, 401), ("Bearer x", 401, 401)):
+        asked = {"host": "10.0.0.7", "authorization": authorization}
+        assert post(both, b"{}", **asked).status_code == predicts
+        assert post(both, b"", path=circuit, **asked).status_code == changes
+    alone = create_app(
+        Predicting(),
+        Metrics(),
+        HttpSettings(),
+        inputs=lambda: INPUTS,
+        predict_token="hunter3",  # noqa: S106 - as above
+    )
+    assert post(alone, b"{}", host="10.0.0.7", authorization=for_predictions).status_code == 200
+    assert post(alone, b"{}", host="10.0.0.7").status_code == 401
+    assert get(alone, "/openapi.json").json()["paths"][PATH]["post"]["security"] == [{"token": []}]
+
+
 def test_nothing_is_served_where_predictions_are_off() -> None:
     app = create_app(Predicting(), Metrics(), HttpSettings())
     assert post(app, b"{}").status_code == 404
@@ -293,6 +321,30 @@ def test_each_task_is_documented_with_the_schema_and_samples_of_its_own_records(
     for bad in ({}, {"text": ""}, [], [{"text": "a", "next": {}}], 3):
         assert not request.is_valid(bad)
     assert "examples" not in document["paths"]["/tasks/plain/predict"]["post"]["requestBody"]["content"]
+
+
+def test_results_are_documented_as_the_backend_describes_them_and_anew_when_that_changes() -> None:
+    result = {"$ref": "#/$defs/mood", "$defs": {"mood": {"type": "object", "required": ["label"]}}}
+    known = {"text": TaskInput()}
+    app = create_app(Predicting(), Metrics(), HttpSettings(), inputs=lambda: known)
+    assert "text.result" not in get(app, "/openapi.json").json()["components"]["schemas"]
+    known = {"text": TaskInput(SCHEMA, result=result)}
+    document = get(app, "/openapi.json").json()
+    said = {"inference_time": 1.0, "metrics": {}}
+    several = {"inference_time": 1.0, "metrics": [], "errors": []}
+    answers = {
+        status: jsonschema_rs.validator_for(
+            {**it["content"]["application/json"]["schema"], "components": document["components"]}
+        )
+        for status, it in document["paths"][PATH]["post"]["responses"].items()
+        if status in ("200", "207")
+    }
+    assert answers["200"].is_valid({"result": {"label": "good"}, **said})
+    assert not answers["200"].is_valid({"result": {}, **said})
+    assert answers["207"].is_valid({"result": [{"label": "good"}, None], **several})
+    assert not answers["207"].is_valid({"result": [{}, None], **several})
+    assert not answers["207"].is_valid({"result": {"label": "good"}, **said})
+    assert get(app, "/openapi.json").json() == document
 
 
 def test_references_within_a_schema_are_followed_in_the_document() -> None:

@@ -50,6 +50,12 @@ def test_a_result_tells_its_source_its_output_and_its_batch_in_either_envelope(r
     assert found.metrics["batch_size"] == 4
 
 
+def test_an_envelope_with_the_backends_version_tells_the_same() -> None:
+    (value,) = Envelope("text", "2024-05").wrap([b'{"label":"good"}'], METRICS, ("texts", 3), [41], [1_000])
+    assert orjson.loads(value)["backend_version"] == "2024-05"
+    assert read(written((None, b"k", value, []))) == read(enveloped())
+
+
 def test_an_envelope_in_messagepack_tells_the_same_with_bytes_as_base64() -> None:
     envelope, result = msgpack.Envelope("text"), msgpack.encode({"label": "good", "data": b"\xff"})
     (value,) = envelope.wrap([result], METRICS, ("texts", 3), [41], [1_000])

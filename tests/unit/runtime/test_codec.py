@@ -120,12 +120,12 @@ def test_a_failure_makes_the_round_trip() -> None:
 numbers = st.tuples(st.integers(0, 2**62), st.integers(-(2**40), 2**60))
 
 
-@given(st.text(), st.text(), st.integers(0, 999), st.lists(numbers, min_size=1, max_size=4))
+@given(st.text(), st.none() | st.text(), st.text(), st.integers(0, 999), st.lists(numbers, min_size=1, max_size=4))
 @settings(max_examples=100, deadline=None)
 def test_the_envelope_is_what_the_design_says(
-    task: str, topic: str, partition: int, where: list[tuple[int, int]]
+    task: str, version: str | None, topic: str, partition: int, where: list[tuple[int, int]]
 ) -> None:
-    envelope = Envelope(task)
+    envelope = Envelope(task, version)
     results = [encode({"y": index}) for index in range(len(where))]
     offsets, timestamps = [offset for offset, _ in where], [timestamp for _, timestamp in where]
     for _ in range(2):
@@ -136,6 +136,7 @@ def test_the_envelope_is_what_the_design_says(
                 "metrics": {"batch_size": 1},
                 "source": {"topic": topic, "partition": partition, "offset": offset, "timestamp": timestamp},
                 "task": task,
+                **({} if version is None else {"backend_version": version}),
             }
             for index, (offset, timestamp) in enumerate(where)
         ]

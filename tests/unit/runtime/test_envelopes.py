@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streamproc.records import BatchReport, Cause, Failure, TopicPartition
 from streamproc.runtime.codec import shorten
-from streamproc.runtime.envelopes import dead_letter_row, row_bytes
+from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
 from tests.support.spans import FakeRecord, batch, lease, span
 
 REPORT = BatchReport(batch([span(lease(), 0, 1)], attempt=4), worker=2, metrics=b"{}", attempts=4)
@@ -35,6 +35,15 @@ def test_a_dead_letter_says_why_where_and_after_how_many_attempts() -> None:
         "streamproc-worker": b"2",
         "streamproc-error-traceback": b'  File "a.py", line 3\nValueError',
     }
+
+
+def test_a_result_alone_has_the_facts_of_the_envelope_in_its_headers() -> None:
+    names = [name for name, _ in result_row(PARTITION, RECORD, b"{}", REPORT)[3]]
+    assert "streamproc-backend-version" not in names, "where the settings have none"
+    versioned = BatchReport(REPORT.batch, 2, b"{}", 4, backend_version="2024-05")
+    found = dict(result_row(PARTITION, RECORD, b"{}", versioned)[3])
+    assert found["streamproc-backend-version"] == b"2024-05"
+    assert list(found)[-1] == "streamproc-metrics", "by which a result is told from a dead letter that it once was"
 
 
 def test_a_record_that_the_backend_never_saw_was_attempted_once() -> None:

@@ -725,3 +725,21 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPoolMachine = PoolMachine.TestCase
 TestPoolMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("declared", [3, [], {"text": 3}, {"text": {"input": "object"}}])
+def test_schemas_that_are_none_are_garbage(stage: Callable[..., Stage], declared: Any) -> None:
+    it = stage()
+    it.open()
+    (worker,) = it.processes
+    worker.say(Kind.READY, initialize_s=0.5, declared=declared)
+    assert worker.killed
+    assert it.pool.declared == {}
+
+
+def test_what_a_backend_declares_is_known_of_the_version_in_force(stage: Callable[..., Stage]) -> None:
+    it = stage()
+    it.open()
+    (worker,) = it.processes
+    worker.say(Kind.READY, initialize_s=0.5, declared={"text": {"input": {"type": "object"}}})
+    assert it.pool.declared == {"text": {"input": {"type": "object"}}}

@@ -85,6 +85,7 @@ class Clients(RuleBasedStateMachine):
             Metrics().task("main"),
             plan=BatchPlan(settings.tasks["main"].batch),
             measuring=None,
+            tracing=None,
             next_id=lambda: next(ids),
             rng=random.Random(1),
             clock=self.loop.time,

@@ -103,3 +103,46 @@ def test_what_a_worker_would_not_deliver_is_an_error(answer: Any, why: str) -> N
     with pytest.raises(Exception, match=why) as caught:
         run_backend(Wrong, [{}])
     assert type(caught.value).__name__ in (InferenceBackendValidationError.__name__, "InferenceBackendRuntimeError")
+
+
+ECHO = """
+from streamproc import InferenceBackend
+
+class Backend(InferenceBackend):
+    def execute(self, inputs):
+        return [{key: value for key, value in it.items()} for it in inputs]
+"""
+
+
+@pytest.mark.parametrize(
+    ("input_format", "output_format", "record", "result"),
+    [
+        ("raw", "raw", {"value": b"\xff\x00"}, {"value": b"\xff\x00"}),
+        ("msgpack", "msgpack", {"text": "a", "image": b"\xff"}, {"text": "a", "image": b"\xff"}),
+        ("msgpack", "msgpack", {"image": {"$base64": "/w=="}}, {"image": b"\xff"}),
+        ("avro", "avro", {"text": "a", "image": b"\xff"}, {"text": "a", "image": "/w=="}),
+        ("msgpack", "json", {"text": "a"}, {"text": "a"}),
+        ("json", "msgpack", {"text": "a"}, {"text": "a"}),
+    ],
+)
+def test_with_settings_records_and_outputs_are_those_of_the_tasks_formats(
+    tmp_path: Path, input_format: str, output_format: str, record: dict[str, Any], result: dict[str, Any]
+) -> None:
+    (tmp_path / "echoing.py").write_text(ECHO)
+    settings = Settings.model_validate(
+        {
+            "name": "app",
+            "backend": {"path": "echoing:Backend", "base_dir": str(tmp_path)},
+            "tasks": {
+                "text": {"input": {"topics": ["in"], "format": input_format}, "output": {"format": output_format}}
+            },
+            "schema_registry": {"url": "http://127.0.0.1:1"},
+        }
+    )
+    assert run_backend(settings, [record], task="text") == [result]
+    assert run_backend(settings, [record]) == [result], "of the only task"
+
+
+def test_bytes_are_no_json() -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        run_backend(Doubling, [{"n": b"bytes"}])
