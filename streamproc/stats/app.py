@@ -42,6 +42,8 @@ TICK_S = 1.0
 QUIET_S = 10.0
 """Without records for this long, and at least the grace, a partition's time goes on by the clock."""
 COMMIT_INTERVAL_S = 1.0
+SHARED_OUT_S = 0.02
+"""How often records that came early look whether their tables are whole."""
 _TO_SESSION = 10
 
 log = logging.getLogger(__name__)
@@ -185,32 +187,40 @@ class StatsApp:
         async def read(stream: Any) -> None:
             try:
                 async for events in stream.noack_take(MAX_RECORDS, within=WITHIN_S):
-                    async with self._lock:
-                        await self._take(topic, events)
+                    await self._take(topic, [it.message for it in events])
             except Exception as error:  # noqa: BLE001 - Faust would log it and start the agent again
                 if not self.failed.done():
                     self.failed.set_result(self._error(error))
 
         return read
 
-    async def _take(self, topic: str, events: Sequence[Any]) -> None:
-        held = self._held(topic)
+    async def _take(self, topic: str, messages: Sequence[Any]) -> None:
+        """Count what was read.
+
+        Faust hands records over a moment before it says that their tables are whole, and those are not read again: they
+        wait for it here. What was read before the group shared its partitions out anew is read again by whoever has
+        them now, from the last commit on; to count it would skip what lies between.
+        """
+        while True:
+            async with self._lock:
+                if self._is_whole:
+                    generation = self.faust.consumer_generation_id
+                    await self._count(topic, [it for it in messages if it.generation_id == generation])
+                    return
+            await asyncio.sleep(SHARED_OUT_S)
+
+    async def _count(self, topic: str, messages: Sequence[Any]) -> None:
         apart: defaultdict[int, list[Any]] = defaultdict(list)
-        for event in events:
-            apart[event.message.partition].append(event.message)
-        windows = self._windows[topic]
-        for partition, messages in apart.items():
-            # Records of a partition that has moved are the new owner's; they are not acknowledged here.
-            if partition in held:
-                self._quiet_since[topic, partition] = time.monotonic()
-                windows.apply(partition, [(it.offset, it.value) for it in messages], self._now_ms())
+        for message in messages:
+            apart[message.partition].append(message)
+        for partition, its in apart.items():
+            self._quiet_since[topic, partition] = time.monotonic()
+            self._windows[topic].apply(partition, [(it.offset, it.value) for it in its], self._now_ms())
         await self._tables[topic].written()
-        for event in events:
-            if event.message.partition in held:
-                event.ack()
+        for message in messages:
+            message.ack(self.faust.consumer)
         for partition in apart:
-            if partition in held:
-                await self._close(topic, partition)
+            await self._close(topic, partition)
 
     async def _close(self, topic: str, partition: int) -> None:
         """Publish what is due of a partition; then note that it is."""
@@ -251,12 +261,16 @@ class StatsApp:
 
     # -- what is seen from outside
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the windows of its partitions are here; not while the group shares the partitions out."""
+        return not self.faust.rebalancing and bool(self.faust.tables.actives_ready)
+
     def _held(self, topic: str) -> set[int]:
         """The partitions of a topic whose windows are here, whole; none while the group shares them out."""
-        app = self.faust
-        if app.rebalancing or not app.tables.actives_ready:
+        if not self._is_whole:
             return set()
-        return {it.partition for it in app.consumer.assignment() if it.topic == topic}
+        return {it.partition for it in self.faust.consumer.assignment() if it.topic == topic}
 
     def live(self) -> Health:
         """Whether it goes on."""
