@@ -31,6 +31,7 @@
                   ├ RequestsFullError                  as many wait as may
                   └ TaskUnavailableError               its task takes none at the moment
              ─► SidecarError                         a command cannot ask the sidecar, or is refused by it
+    stats    ─► StatsError                           the statistics cannot go on
     anywhere ─► InternalError                        a fault of streamproc itself; the processor stops rather than limps
 
 What happens to one record or one batch is data, not an exception: see ``records.Failure``.
@@ -268,6 +269,10 @@ class SidecarError(StreamprocError):
         self.status = status
         self.detail = detail
         super().__init__(message)
+
+
+class StatsError(StreamprocError):
+    """The statistics cannot go on."""
 
 
 class EstimateError(StreamprocError):

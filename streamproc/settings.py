@@ -752,6 +752,19 @@ class HttpSettings(Section):
         return self
 
 
+class StatsSettings(Section):
+    """The statistics of all replicas: `streamproc stats`."""
+
+    topic: TopicName | None = None
+    """Where closed windows go; `<application>.stats` by default."""
+    grace_s: float = Field(default=60.0, ge=0, le=3_600)
+    """How long after its end a window takes metrics records that come late; it closes then."""
+    host: str = "127.0.0.1"
+    """Address that its HTTP server listens at; loopback by default."""
+    port: int = Field(default=8090, ge=0, le=65_535)
+    """Port that its HTTP server listens at; 0 takes a free one and says which."""
+
+
 class LoggingSettings(Section):
     """The processor's log, on standard error."""
 
@@ -806,6 +819,7 @@ class Settings(Section):
     estimates_dir: SettingsPath = Path()
     """Folder of what `streamproc estimate` measured, `<task>.estimate.json`; that of the settings file by default."""
     http: HttpSettings = HttpSettings()
+    stats: StatsSettings = StatsSettings()
     logging: LoggingSettings = LoggingSettings()
     tracing: TracingSettings = TracingSettings()
     settings_class: str | None = None
@@ -854,6 +868,18 @@ class Settings(Section):
                     f"task {task} writes two of results, metrics and dead letters to one topic",
                     hint="name its output.topic, metrics.topic and dead_letters.topic apart",
                     keys=[(*here, "dead_letters", "topic"), (*here, "metrics", "topic"), (*here, "output", "topic")],
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _the_stats_topic_is_its_own(self) -> Self:
+        for task in self.tasks:
+            topics = self.topics_of(task)
+            if self.stats_topic in (*topics.inputs, topics.results, topics.metrics, topics.dead):
+                raise CrossFieldError(
+                    f"{self.stats_topic} is a topic of task {task} too",
+                    hint="name another topic",
+                    keys=[("stats", "topic"), ("tasks", task)],
                 )
         return self
 
@@ -922,6 +948,16 @@ class Settings(Section):
             metrics=it.metrics.topic or f"{self.name}.metrics",
             dead=it.dead_letters.topic or f"{first}.dead",
         )
+
+    @property
+    def stats_topic(self) -> str:
+        """Where `streamproc stats` writes closed windows."""
+        return self.stats.topic or f"{self.name}.stats"
+
+    @property
+    def stats_group(self) -> str:
+        """The consumer group of `streamproc stats`; not one of a task, whose name may be `stats`."""
+        return f"{self.name}-stats"
 
     def group_of(self, task: str) -> str:
         """The consumer group of a task."""

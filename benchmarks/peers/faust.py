@@ -48,7 +48,7 @@ def run(task: Task) -> None:
     )
     source, output = app.topic(task.source), app.topic(task.output)
 
-    @app.agent(source)  # type: ignore[untyped-decorator]  # Faust is not installed where this is checked
+    @app.agent(source)
     async def handle(stream: Any) -> None:
         left = task.records
         stream.add_processor(first)

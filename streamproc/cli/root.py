@@ -27,6 +27,7 @@ COMMANDS = {
     "check": ("streamproc.cli.check", "Check settings, backend and sample records, without Kafka."),
     "estimate": ("streamproc.cli.estimate", "Measure what batches cost in time and memory, and choose their limits."),
     "run": ("streamproc.cli.run", "Run the processor and its HTTP sidecar."),
+    "stats": ("streamproc.cli.stats", "Keep statistics of all replicas, by windows of time."),
     "top": ("streamproc.cli.top", "Watch running processors: throughput, lag, batches, workers."),
     "reload": ("streamproc.cli.reload", "Bring a new version into the running processor, without a restart."),
     "topics": ("streamproc.cli.topics", "Compare declared topics with the cluster; create and change them."),
@@ -43,7 +44,7 @@ COMMANDS = {
 }
 
 
-HANDLE_SIGNALS_THEMSELVES = ("run",)
+HANDLE_SIGNALS_THEMSELVES = ("run", "stats")
 """Until its event loop does, nothing is begun that would have to be ended; what it imports takes longest."""
 
 

@@ -52,13 +52,16 @@ class Sidecar:
         max_connections: int = MAX_CONNECTIONS,
         head_timeout_s: float = HEAD_TIMEOUT_S,
         grace_s: int = 2,
+        section: str = "http",
     ) -> None:
+        """``section`` of the settings is where ``host`` and ``port`` come from, for errors."""
         self.host = host
         self.port = port
         self.tls = tls
         self._connect = partial(_Connection, max_connections=max_connections, head_timeout_s=head_timeout_s)
         self._app = app
         self._grace_s = grace_s
+        self._section = section
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -75,7 +78,7 @@ class Sidecar:
             PortTakenError: The address is in use, or may not be listened at.
             SettingsError: The host is no address of this machine.
         """
-        sockets = await _listen(self.host, self.port)
+        sockets = await _listen(self.host, self.port, self._section)
         self.port = sockets[0].getsockname()[1]
         config = uvicorn.Config(
             self._app,
@@ -202,7 +205,7 @@ class _Connection(H11Protocol):
             self._head_timer = None
 
 
-async def _listen(host: str, port: int) -> list[socket.socket]:
+async def _listen(host: str, port: int, section: str) -> list[socket.socket]:
     """Sockets that listen at every address of ``host``, all at the same port."""
     loop = asyncio.get_running_loop()
     try:
@@ -210,7 +213,7 @@ async def _listen(host: str, port: int) -> list[socket.socket]:
     except socket.gaierror as error:
         raise SettingsError(
             f"{host!r} cannot be resolved ({error.strerror})",
-            setting="http.host",
+            setting=f"{section}.host",
             hint="use an address of this machine",
         ) from error
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
@@ -227,12 +230,14 @@ async def _listen(host: str, port: int) -> list[socket.socket]:
                 continue
             for bound in sockets:
                 bound.close()
-            raise _explained(error, host, port) from error
+            raise _explained(error, host, port, section) from error
         # Where port 0 asked for any, the first address decides for all.
         port = sockets[0].getsockname()[1]
     if absent is not None and not sockets:
         raise SettingsError(
-            f"{host!r} is no address of this machine", setting="http.host", hint="use 127.0.0.1, or 0.0.0.0 for all"
+            f"{host!r} is no address of this machine",
+            setting=f"{section}.host",
+            hint="use 127.0.0.1, or 0.0.0.0 for all",
         ) from absent
     return sockets
 
@@ -253,12 +258,12 @@ def _listener(family: int, address: tuple[object, ...], *, dual_stack: bool) -> 
     return listener
 
 
-def _explained(error: OSError, host: str, port: int) -> PortTakenError:
-    remedy = "stop the process that has it, or set http.port to another port, 0 for any free one"
+def _explained(error: OSError, host: str, port: int, section: str) -> PortTakenError:
+    remedy = f"stop the process that has it, or set {section}.port to another port, 0 for any free one"
     if error.errno == errno.EADDRINUSE:
-        text = f"http.port {port} is in use at {host}; {remedy}"
+        text = f"{section}.port {port} is in use at {host}; {remedy}"
     elif error.errno in {errno.EACCES, errno.EPERM}:
-        text = f"http.port {port} may not be opened by this user; set http.port to one from 1024 on"
+        text = f"{section}.port {port} may not be opened by this user; set {section}.port to one from 1024 on"
     else:
-        text = f"http.port {port} cannot be opened at {host} ({error.strerror}); {remedy}"
+        text = f"{section}.port {port} cannot be opened at {host} ({error.strerror}); {remedy}"
     return PortTakenError(text, host=host, port=port)

@@ -5,6 +5,7 @@ Pure functions. Header names are public: users filter and route by them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -103,14 +104,17 @@ def batch_record(
     wall_ms: float,
     peak_bytes: float | None,
     ended_at_ms: int,
+    replica: str,
+    causes: Mapping[str, int],
 ) -> bytes:
     """The value of a batch's record in the metrics topic.
 
-    packflow's execution metrics, and around them: ``records`` the batch was made of and what became of them, the rule
-    that closed its window, fill of its maximum size, time and memory in the worker, what was predicted of both, and who
-    ran it. Times are milliseconds, memory is in bytes, null where it is not known. ``padding_ratio`` is null where the
-    task's records have no length; so are the predictions, unless there is an estimate or a target. Records that have no
-    length where they should are told of together, as ``closed_by: length``; those that fit no batch, as ``oversized``.
+    packflow's execution metrics, and around them: ``records`` the batch was made of and what became of them, with the
+    ``causes`` of those that failed, the rule that closed its window, fill of its maximum size, time and memory in the
+    worker, what was predicted of both, and who ran it. Times are milliseconds, memory is in bytes, null where it is not
+    known. ``padding_ratio`` is null where the task's records have no length; so are the predictions, unless there is an
+    estimate or a target. Records that have no length where they should are told of together, as ``closed_by: length``;
+    those that fit no batch, as ``oversized``.
     """
     batch = report.batch
     return orjson.dumps(
@@ -121,6 +125,7 @@ def batch_record(
             "requested": batch.requested,
             "results": results,
             "failed": failed,
+            "causes": causes,
             **metrics,
             "wall_time": round(wall_ms, 5),
             "predicted_wall_time": None if batch.predicted_ms is None else round(batch.predicted_ms, 5),
@@ -130,6 +135,7 @@ def batch_record(
             "fill": round(batch.fill, 5),
             "padding_ratio": None if batch.padding_ratio is None else round(batch.padding_ratio, 5),
             "attempts": report.attempts,
+            "replica": replica,
             "worker": report.worker,
             "backend_version": report.backend_version,
             "timestamp": ended_at_ms,

@@ -24,8 +24,11 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import random
-from collections.abc import Callable, Iterable, Sequence
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -63,6 +66,7 @@ from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.circuit import Circuit
 from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from streamproc.runtime.envelopes import batch_record
+from streamproc.runtime.failures import decode_failure
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.ledger import Ledger
 from streamproc.runtime.measuring import Measuring
@@ -130,8 +134,8 @@ class TaskStream:
         self._settings = settings.tasks[name]
         self._application = settings
         self._metrics = metrics
-        self._clock = clock
-        self._wall_clock = wall_clock
+        self._replica = settings.kafka.group_instance_id or f"{socket.gethostname()}-{os.getpid()}"
+        self._clock, self._wall_clock = clock, wall_clock
         self._on_work = on_work
         self._on_fatal = on_fatal
         self._connections = connections
@@ -450,7 +454,7 @@ class TaskStream:
         opened_at = min([span.arrived_at for span in spans])
         batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by=closed_by, fill=0.0)
         report = BatchReport(batch, None, b"{}", batch.attempt, self._version_of(batch))
-        self._report(report, None, 0, batch.size)
+        self._report(report, None, 0, batch.size, Counter(it.cause.value for _, failures in failed for it in failures))
         for span, failures in failed:
             self._complete(Outcome(span, bytes([Status.FAILED]) * len(failures), failures, report))
         batch.release()
@@ -512,14 +516,22 @@ class TaskStream:
             self._tracing.executed(
                 batch, worker=reply.worker, wall_ms=reply.wall_ms, steps_ms=steps_ms, results=results
             )
-        self._report(report, reply, results, batch.size - results)
+        values: Sequence[memoryview | Failure] = reply.values
+        causes: Mapping[str, int] = {}
+        if results < batch.size:
+            values = [
+                decode_failure(value) if status == Status.FAILED else value
+                for status, value in zip(reply.statuses, reply.values, strict=True)
+            ]
+            causes = Counter(it.cause.value for it in values if isinstance(it, Failure))
+        self._report(report, reply, results, batch.size - results, causes)
         if log.isEnabledFor(logging.DEBUG):
             self._log_executed(reply, results)
         start = 0
         for span, size_bytes in zip(batch.spans, reply.sizes, strict=True):
             stop = start + len(span.records)
             self.ledger.produced(span, size_bytes)
-            self._complete(Outcome(span, reply.statuses[start:stop], reply.values[start:stop], report))
+            self._complete(Outcome(span, reply.statuses[start:stop], values[start:stop], report))
             start = stop
         batch.release()
 
@@ -634,7 +646,7 @@ class TaskStream:
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
         """Every record of the batch has failed for good."""
         report = BatchReport(batch, worker, b"{}", batch.attempt, self._version_of(batch))
-        self._report(report, None, 0, batch.size)
+        self._report(report, None, 0, batch.size, {failure.cause.value: batch.size})
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
@@ -644,7 +656,9 @@ class TaskStream:
         """The version of the worker that it was given to last."""
         return self._versions[batch.generation or self._generation]
 
-    def _report(self, report: BatchReport, reply: Reply | None, results: int, failed: int) -> None:
+    def _report(
+        self, report: BatchReport, reply: Reply | None, results: int, failed: int, causes: Mapping[str, int]
+    ) -> None:
         """Write a batch's record in the metrics topic; without a reply it was not executed to its end."""
         if not all(span.lease.is_request or self.ledger.is_live(span.lease) for span in report.batch.spans):
             return  # its partition has moved, and the new owner will report these records
@@ -658,6 +672,8 @@ class TaskStream:
                 wall_ms=0.0 if reply is None else reply.wall_ms,
                 peak_bytes=None if reply is None else reply.peak_bytes,
                 ended_at_ms=int(self._wall_clock() * 1_000),
+                replica=self._replica,
+                causes=causes,
             ),
         )
 
