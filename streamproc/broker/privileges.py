@@ -2,7 +2,8 @@
 
 ``python -m streamproc.broker.privileges`` prints it as docs/security.md has it. tests/integration/test_privileges.py
 grants each command what stands here to a user of its own, and takes every single privilege away once: with all of them
-the command works, without one it says so. So a line that is missing fails a test, and one too many does as well.
+the command works, without one it says so. So a line that is missing fails a test, and one too many does as well; but
+for what ``stats`` has to be allowed to write, which is not taken away.
 
 Kafka's ACLs say which operation on which resource. Read, Write, Alter and Delete of a topic, and Read of a group,
 include Describe; AlterConfigs includes DescribeConfigs.
@@ -35,7 +36,7 @@ class Need(NamedTuple):
     """A privilege that a command needs; ``of`` says which resource, in the words of the documents.
 
     ``prefixed``: the name is where the resource's begins. ``without`` says how the command goes on where it is missing;
-    empty where it ends.
+    empty where it ends at once.
     """
 
     operation: AclOperation
@@ -47,6 +48,7 @@ class Need(NamedTuple):
 
 _LIMITS_UNKNOWN = "goes on, and takes the topic for one with Kafka's default max.message.bytes"
 _RETENTION_UNKNOWN = "goes on, and does not warn of records that are older than the topic keeps"
+_LATER = "ends when it writes first"
 _RUN = (
     Need("Read", "Topic", "input"),
     Need("Read", "Group", "group"),
@@ -59,6 +61,15 @@ _RUN = (
 NEEDS: Mapping[str, Sequence[Need]] = {
     "run": _RUN,
     "run, with exactly_once": (*_RUN, Need("Write", "TransactionalId", "group", prefixed=True)),
+    "stats": (
+        Need("Read", "Topic", "metrics"),
+        Need("Read", "Group", "group of the statistics"),
+        Need("Create", "Topic", "changelog"),
+        Need("Read", "Topic", "changelog"),
+        Need("Write", "Topic", "changelog", without=_LATER),
+        Need("Create", "Topic", "closed windows"),
+        Need("Write", "Topic", "closed windows", without=_LATER),
+    ),
     "topics plan": (Need("Describe", "Topic", "declared"), Need("DescribeConfigs", "Topic", "declared")),
     "topics apply": (
         Need("Create", "Topic", "declared"),

@@ -29,7 +29,9 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streamproc.broker.connection import bootstrap_hosts, client_options
-from streamproc.errors import InternalError, StatsError, StreamprocError
+from streamproc.broker.privileges import Privilege
+from streamproc.broker.translation import translate
+from streamproc.errors import BrokerAuthorizationError, InternalError, StatsError, StreamprocError
 from streamproc.observe.health import Health
 from streamproc.settings import Settings
 from streamproc.stats.view import fleet, published
@@ -305,6 +307,11 @@ class StatsApp:
         if isinstance(error, StreamprocError):
             return error
         if type(error).__module__.startswith(("aiokafka", "kafka", "faust", "mode")):
+            written = [*(table.changelog_topic_name for table in self._tables.values()), self._settings.stats_topic]
+            needs = [Privilege("Write", "Topic", topic) for topic in written]
+            told = translate(error, self._settings.kafka, doing="write the statistics", needs=needs)
+            if isinstance(told, BrokerAuthorizationError):
+                return told
             said = str(error) or type(error).__name__
             return StatsError(
                 f"Kafka ended the statistics: {type(error).__name__}: {said}; "

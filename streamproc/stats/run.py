@@ -13,16 +13,20 @@ from collections.abc import Mapping
 import uvloop
 
 from streamproc.broker.admin import KafkaAdmin
-from streamproc.broker.connection import probe
+from streamproc.broker.connection import check_group, first_connection, probe
 from streamproc.broker.interface import Admin, NewTopic, TopicInfo
+from streamproc.broker.reader import KafkaReader
 from streamproc.errors import StatsError, TopicMissingError
 from streamproc.observe.logs import configure_logging
 from streamproc.observe.server import Sidecar
+from streamproc.records import TopicPartition
 from streamproc.settings import Settings
 from streamproc.stats.app import StatsApp
 from streamproc.stats.http import create_app
 
 STOP_WITHIN_S = 15.0
+LOOK_MS = 500
+"""So long a look at the changelogs may take; what is not allowed is said at once."""
 _QUIET = ("faust", "mode")
 
 log = logging.getLogger(__name__)
@@ -66,8 +70,7 @@ async def _run(settings: Settings) -> int:
 
 async def _serve(settings: Settings) -> None:
     embedded = (await probe(settings.kafka)).embedded
-    async with KafkaAdmin(settings.kafka, client_id=f"{settings.name}-stats") as admin:
-        partitions = await make_topics(settings, admin)
+    partitions = await prepare(settings)
     app = StatsApp(settings, partitions, embedded=embedded)
     sidecar = Sidecar(create_app(app), settings.stats.host, settings.stats.port, section="stats")
     try:
@@ -82,6 +85,23 @@ async def _serve(settings: Settings) -> None:
         await sidecar.stop()
 
 
+async def prepare(settings: Settings) -> Mapping[str, int]:
+    """The metrics topics and their partitions, once all is there that they need, and may be read.
+
+    What is not allowed is found here, as far as it can be: Faust would try again for ever.
+    """
+    client_id = f"{settings.name}-stats"
+    async with KafkaAdmin(settings.kafka, client_id=client_id) as admin:
+        partitions = await make_topics(settings, admin)
+    async with first_connection(settings.kafka, client_id) as connection:
+        await check_group(connection, settings.stats_group, settings.kafka)
+    async with KafkaReader(settings.kafka, client_id=client_id) as reader:
+        topics = [changelog_of(settings, topic) for topic in partitions]
+        reader.assign({TopicPartition(topic, 0): 0 for topic in topics})
+        await reader.getmany(timeout_ms=LOOK_MS)
+    return partitions
+
+
 async def make_topics(settings: Settings, admin: Admin) -> Mapping[str, int]:
     """The metrics topics and their partitions; their changelogs and the stats topic are made where there are none.
 
@@ -92,6 +112,8 @@ async def make_topics(settings: Settings, admin: Admin) -> Mapping[str, int]:
     found = await admin.topics()
     metrics = list(dict.fromkeys(settings.topics_of(task).metrics for task in settings.tasks))
     if absent := [topic for topic in metrics if topic not in found]:
+        with contextlib.suppress(TopicMissingError):
+            await admin.check_topics(absent, "Read")  # they may be hidden from us
         raise TopicMissingError(
             f"metrics topic {', '.join(absent)} does not exist; create it with `streamproc topics apply`, or start the "
             "processor first",
@@ -114,6 +136,8 @@ async def make_topics(settings: Settings, admin: Admin) -> Mapping[str, int]:
     if settings.stats_topic not in found:
         new.append(NewTopic(settings.stats_topic, 1, _replication(found[metrics[0]])))
     await admin.create_topics(new)
+    await admin.check_topics([changelog_of(settings, topic) for topic in metrics], "Read")
+    await admin.check_topics([settings.stats_topic], "Write")
     if new:
         log.info("created %s", ", ".join(it.name for it in new))
     return {topic: found[topic].partitions for topic in metrics}

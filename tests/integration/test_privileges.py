@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from streamproc.records import TopicPartition
 from streamproc.runtime.app import Application
 from streamproc.settings import KafkaSettings
 from streamproc.settings_loading import load_settings
+from streamproc.stats import app as stats_app
+from streamproc.stats.app import StatsApp
+from streamproc.stats.run import prepare
 from tests.conftest import Run
 from tests.support.app import ROOT, App, create, kafka_settings, produce, read_to_end
 from tests.support.certificates import Authority, Signed
@@ -53,6 +56,7 @@ INCLUDED: Mapping[tuple[str, str], AclOperation] = {
     ("dlq redrive", "Read"): "Describe",
 }
 """What stays where the first is taken away that includes it: the command would not come to need that otherwise."""
+STOP_S = 3.0
 ANY, LITERAL, PREFIXED, ALLOW = 1, 3, 4, 3
 TOPICS = {"in": 1, "in.results": 1, "metrics": 1, "copy": 1}
 
@@ -72,6 +76,10 @@ class Case:
     def runs(self) -> bool:
         return self.command.startswith("run")
 
+    @property
+    def goes_on(self) -> bool:
+        return self.runs or self.command == "stats"
+
 
 CASES = [
     Case(command, lacks, f"user-{number}-{index}")
@@ -89,6 +97,9 @@ def names(case: Case) -> dict[str, list[str]]:
         "dead letters": ["in.dead"],
         "metrics": ["metrics"],
         "group": [group],
+        "group of the statistics": [f"{case.user}-stats"],
+        "changelog": [f"{case.user}-stats-metrics-changelog"],
+        "closed windows": [f"{case.user}.stats"],
         "waited for": [group],
         "progress": [f"{case.user}.in.dead.redrive"],
         # A settings file declares those of its tasks.
@@ -328,7 +339,7 @@ CAPTURED = (
 """Of a time before everything that a topic keeps."""
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.runs], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.goes_on], ids=str)
 def test_a_command_works_with_its_privileges_and_says_which_one_it_lacks(
     processed: Secured,  # noqa: ARG001
     run_as: Commands,
@@ -393,6 +404,54 @@ def test_a_processor_says_which_privilege_it_lacks(
         assert caught.value.exit_code == 1
         told = str(caught.value)
     check_sentence(told, case)
+
+
+# Without Write it ends too, when it writes first, but Faust takes long to stop then.
+@pytest.mark.parametrize(
+    "case",
+    [it for it in CASES if it.command == "stats" and (it.lacks is None or it.lacks.operation != "Write")],
+    ids=str,
+)
+def test_the_statistics_work_with_their_privileges_and_say_which_one_they_lack(
+    processed: Secured, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    monkeypatch.setattr(stats_app, "QUIET_S", 1.0)
+    file = tmp_path / "streamproc.yaml"
+    file.write_text(yaml.safe_dump({**processed.settings(case), "stats": {"port": 0, "grace_s": 1}}))
+    settings = load_settings(file, {})
+
+    async def main() -> None:
+        partitions = await prepare(settings)
+        app = StatsApp(settings, partitions, embedded=False, wall_clock=lambda: time.time() + 4_000)
+        running = asyncio.ensure_future(app.run())
+        closed = TopicPartition(settings.stats_topic, 0)
+        try:
+            async with KafkaAdmin(kafka_settings(processed.cluster.bootstrap_servers)) as admin:
+                # Closed, since the clock is an hour ahead: one window of each width at least.
+                await until_async(running, admin, closed)
+        finally:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_S):
+                    await app.stop()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    if case.lacks is None:
+        run(main())
+        return
+    with pytest.raises(BrokerAuthorizationError) as caught:
+        run(main())
+    check_sentence(str(caught.value), case)
+
+
+async def until_async(running: asyncio.Future[None], admin: KafkaAdmin, closed: TopicPartition) -> None:
+    """Until something is in the topic of closed windows, or the statistics have ended."""
+    deadline = time.monotonic() + 25
+    while not running.done() and not (await admin.end_offsets([closed]))[closed]:
+        assert time.monotonic() < deadline, "no window is closed, and nothing is said"
+        await asyncio.wait({running}, timeout=0.1)
+    if running.done():
+        running.result()
 
 
 # -- who one is
