@@ -25,7 +25,7 @@ import faust
 from streamproc.integrations.faust import inference_agent
 
 name, broker, folder = os.environ["NAME"], os.environ["BROKER"], os.environ["BASE_DIR"]
-app = faust.App(name, broker=f"kafka://{broker}", web_enabled=False, datadir=os.environ["DATA"])
+app = faust.App(name, broker=f"kafka://{broker}", datadir=os.environ["DATA"])
 
 
 def raw(topic):
@@ -63,7 +63,7 @@ def test_every_record_has_its_result_or_its_letter_and_is_committed_though_a_wor
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "application.py", "worker", "-l", "info"],
+            [sys.executable, "application.py", "worker", "--without-web"],
             cwd=tmp_path,
             env={
                 **os.environ,
