@@ -249,5 +249,5 @@ def _boot(program: str) -> str:
 def _has_descriptor(stream: Any) -> bool:
     try:
         return bool(stream.fileno() >= 0)
-    except (AttributeError, OSError, ValueError):
+    except (AttributeError, NotImplementedError, OSError, ValueError):  # the second is that of Faust's, which is a log
         return False

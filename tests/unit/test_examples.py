@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from streamproc import RecordError
 from streamproc.broker.topics import load_topics
 from streamproc.loaders import LocalLoader, ModuleLoader
 from streamproc.settings_loading import load_settings
@@ -207,6 +208,17 @@ def test_the_first_backend_scores_its_texts() -> None:
 def test_the_first_backend_needs_nothing_but_python_and_streamproc() -> None:
     code = (EXAMPLES / "first_backend" / "inference.py").read_text(encoding="utf-8")
     assert set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) == {"typing", "streamproc"}
+
+
+# -- faust_application
+
+
+@pytest.mark.usefixtures("_imports_forgotten")
+def test_the_backend_of_the_faust_application_tells_languages() -> None:
+    backend = LocalLoader("inference:Backend", base_dir=EXAMPLES / "faust_application").load()
+    english, german, none = backend([{"text": "it was in the house"}, {"text": "das ist die Katze"}, {"text": ""}])
+    assert (english["language"], german["language"]) == ("en", "de")
+    assert isinstance(none, RecordError)
 
 
 # -- sentences

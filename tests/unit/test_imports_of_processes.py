@@ -29,7 +29,7 @@ def test_the_parent_does_without_numpy_and_what_else_is_for_workers() -> None:
         == set()
     )
     assert "aiokafka" in its
-    assert its & {"faust", "mode", "streamproc.stats"} == set()
+    assert its & {"faust", "mode", "streamproc.stats", "streamproc.integrations"} == set()
     assert not [it for it in its if it.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))], "of an extra"
 
 

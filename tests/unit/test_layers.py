@@ -55,6 +55,7 @@ MAY_IMPORT = {
         "formats",
         "runtime",
     },
+    "integrations": {*BASE, "settings", "settings_loading", "broker", "runtime"},
     "stats": {*BASE, "settings", "broker", "observe"},
     "estimate": {*BASE, "settings", "backend", "loaders", "runtime", "replay"},
     "simulation": {*BASE, "settings", "backend", "runtime", "replay"},
