@@ -126,11 +126,7 @@ class KafkaConsumer:
         settings = self._settings
         self._needs += [Privilege("Read", "Topic", topic) for topic in topics]
         options = client_options(settings, self._client_id)
-        async with first_connection(settings, self._client_id) as connection:
-            await check_topics(connection, topics, settings)
-            await check_group(connection, self._group_id, settings)
-            self._embedded = is_embedded(connection)
-            stable = not self._embedded and are_known(connection)
+        stable = await self._look(topics)
         # The embedded broker lets the first member of a group wait for others for half of the session timeout.
         session_ms = min(settings.session_timeout_ms, _EMBEDDED_SESSION_MS if self._embedded else 2**31)
         self._session_s = session_ms / 1_000
@@ -170,6 +166,21 @@ class KafkaConsumer:
                 topic = topics[0] if len(topics) == 1 else ""
                 raise translate(error, settings, doing=doing, topic=topic, needs=self._needs) from error
             raise
+
+    async def _look(self, topics: Sequence[str]) -> bool:
+        """Raise where the group cannot read these; tell whether it can be asked for stable offsets."""
+        for is_last in (False, True):
+            async with first_connection(self._settings, self._client_id) as connection:
+                try:
+                    await check_topics(connection, topics, self._settings)
+                    await check_group(connection, self._group_id, self._settings)
+                    break
+                except BrokerUnreachableError:
+                    if is_last:
+                        raise
+                    # It went between two questions. Others may be there: the next connection is to one of them.
+        self._embedded = is_embedded(connection)
+        return not self._embedded and are_known(connection)
 
     async def stop(self) -> None:
         """Leave the group (a static member stays) and close the connections, within about ten seconds."""

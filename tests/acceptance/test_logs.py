@@ -149,7 +149,8 @@ def test_each_execution_has_a_line_and_neither_records_nor_secrets_are_in_any(
     said = [MARK in headers(it).get("streamproc-error-message", "") for it in read_to_end(embedded_broker, every[2], 1)]
     assert sum(said) >= 3, "the dead letters have what was said"
 
-    lines = [json.loads(line) for line in log.splitlines()]
+    # What is wrong with the environment is said before it is known how to log; here it may be that of CI.
+    lines = [json.loads(it) for it in log.splitlines() if "STREAMPROC_REQUIRE_" not in it]
     assert [line["level"] for line in lines if line["logger"] == "aiokafka"] == []
     ran = [line for line in lines if "wall_ms" in line]
     failed = [line for line in lines if "attempt" in line and "wall_ms" not in line]

@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def closed(schema: Any) -> Any:
-    """Nothing that the schema does not name, save what is the user's."""
+    """Nothing that the schema does not name, save what is the user's, or has names of its own."""
     if isinstance(schema, dict):
         below = {key: closed(it) for key, it in schema.items()}
-        return below | ({"additionalProperties": False} if schema.get("type") == "object" else {})
+        return ({"additionalProperties": False} if schema.get("type") == "object" else {}) | below
     return schema
 
 

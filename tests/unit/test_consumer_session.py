@@ -7,6 +7,8 @@ groups, as one is for a moment after its broker died, cannot be had on purpose.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from aiokafka import errors as kafka
 
 from streamproc.broker import consumer as module
 from streamproc.broker.consumer import KafkaConsumer
+from streamproc.errors import BrokerUnreachableError
 from streamproc.records import TopicPartition
 from streamproc.settings import KafkaSettings
 
@@ -140,3 +143,34 @@ def test_a_new_assignment_is_a_proof_and_no_member_id_the_opposite(monkeypatch: 
         assert not group.consumer.is_member()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("went", [1, 2])
+def test_a_broker_that_goes_while_it_is_asked_leaves_the_question_to_another_one(
+    monkeypatch: pytest.MonkeyPatch, went: int
+) -> None:
+    asked: list[int] = []
+
+    @asynccontextmanager
+    async def first_connection(*_: Any) -> AsyncIterator[int]:
+        yield len(asked) + 1
+
+    async def check_topics(connection: int, *_: Any) -> None:
+        asked.append(connection)
+        if connection <= went:
+            raise BrokerUnreachableError("gone", bootstrap_servers="here")
+
+    async def check_group(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(module, "first_connection", first_connection)
+    monkeypatch.setattr(module, "check_topics", check_topics)
+    monkeypatch.setattr(module, "check_group", check_group)
+    monkeypatch.setattr(module, "is_embedded", lambda _: True)
+    consumer = KafkaConsumer(KafkaSettings(), group_id="group", client_id="test")
+    if went == 1:
+        assert asyncio.run(consumer._look(["in"])) is False
+    else:
+        with pytest.raises(BrokerUnreachableError):
+            asyncio.run(consumer._look(["in"]))
+    assert asked == [1, 2]
