@@ -74,7 +74,10 @@ def sized(most: int) -> st.SearchStrategy[bytes]:
     topic=st.sampled_from(["in", "t" * 249]),
     key=st.none() | sized(30_000),
     value=st.none() | sized(30_000),
-    headers=st.lists(st.tuples(st.text(max_size=300), st.none() | sized(9_000)), max_size=4),
+    # None that looks like ours: Hypothesis finds such words in this very file.
+    headers=st.lists(
+        st.tuples(st.text(max_size=300).filter(lambda it: "cut" not in it), st.none() | sized(9_000)), max_size=4
+    ),
     kind=st.sampled_from(["E" * 100, "𝔈" * 100]),
     message=st.builds(str.__mul__, st.text(max_size=9), st.integers(0, 400)).map(shorten),
     traceback=st.text(st.characters(exclude_categories=["Cs"]), max_size=500),
