@@ -65,8 +65,9 @@ class Limits:
     def n_max(self, length: int) -> int:
         """The most records that a batch padded to this length may have; 0 where a record does not fit alone."""
         most = self.max_size
-        if self.max_padded is not None and length > 0:
-            most = min(most, self.max_padded // length)
+        # Not by min: it is asked for every record.
+        if self.max_padded is not None and length * most > self.max_padded:
+            most = self.max_padded // length
         if self.budget_bytes is not None and self._cost is not None:
             most = min(most, self._by_memory(self._cost, self.budget_bytes, self._cost.kappa, length))
         if self.load_limit < inf and (load := self._load(length)) > 0:

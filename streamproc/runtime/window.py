@@ -130,7 +130,7 @@ class Arrivals:
 
     def take(self, entries: Sequence[Entry]) -> list[Span]:
         """Records leave for a batch."""
-        self.reached = max(self.reached, max(entries, key=NUMBER)[0] + 1)
+        self.reached = max(self.reached, max([it[0] for it in entries]) + 1)
         return self.release(entries)
 
     def release(self, entries: Iterable[Entry]) -> list[Span]:
