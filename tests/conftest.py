@@ -15,6 +15,7 @@ fail instead with STREAMPROC_REQUIRE_KAFKA=1.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import sys
@@ -83,6 +84,15 @@ def _cannot_have_kafka(reason: str) -> None:
     if os.environ.get("STREAMPROC_REQUIRE_KAFKA") == "1":
         pytest.fail(f"STREAMPROC_REQUIRE_KAFKA=1, and there is no Kafka: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def log_of_nobody() -> None:
+    """A test that ran a command, or a processor, in this process has set the log up for all that come after it."""
+    known = logging.getLogger()
+    for handler in [it for it in known.handlers if type(it).__module__ == "streamproc.observe.logs"]:
+        known.removeHandler(handler)
+        known.setLevel(logging.WARNING)
 
 
 @pytest.fixture(autouse=True)

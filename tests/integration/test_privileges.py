@@ -7,7 +7,6 @@ one of them as a user who has all but that. All are granted before the first com
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -160,20 +159,6 @@ class Secured:
             },
             "http": {"port": 0},
         }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def log_as_it_was() -> Iterator[None]:
-    """Commands set the log up for their whole process, which here is that of other tests too."""
-    root_logger = logging.getLogger()
-    handlers, level = list(root_logger.handlers), root_logger.level
-    levels = {name: it.level for name, it in root_logger.manager.loggerDict.items() if isinstance(it, logging.Logger)}
-    yield
-    root_logger.handlers[:] = handlers
-    root_logger.setLevel(level)
-    for name, it in root_logger.manager.loggerDict.items():
-        if isinstance(it, logging.Logger):
-            it.setLevel(levels.get(name, logging.NOTSET))
 
 
 @pytest.fixture(scope="module")
