@@ -163,7 +163,7 @@ def overloaded(records: int, seed: int) -> dict[str, float]:
 
 
 def per_record_us(strategy: Strategy, poll: int) -> dict[str, float]:
-    """A record from ``add`` to ``take``: quantiles over batches of their time by record."""
+    """A record from ``add`` to ``take``: quantiles over records, each of which has its share of its batch's time."""
     lengths = synthetic_lengths("lognormal", RECORDS_TIMED, 1, longest=LONGEST)
     lease = Lease(TopicPartition("in", 0), 1)
     spans = [
@@ -181,7 +181,7 @@ def per_record_us(strategy: Strategy, poll: int) -> dict[str, float]:
             since += batch.size
         took += clock() - begun
         if since:
-            times.append(took / since * 1e6)
+            times += [took / since * 1e6] * since
             since, took = 0, 0.0
     return {"median": statistics.median(times), "p99": statistics.quantiles(times, n=100)[98]}
 

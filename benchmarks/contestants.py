@@ -3,7 +3,8 @@
     python -m benchmarks.contestants TASK
 
 TASK is a ``benchmarks.peers.work.Task`` as JSON, whose variant is ``bare``, or ``1`` or ``2`` (workers of streamproc),
-or ``exactly-once``. `benchmarks.passthrough` and `benchmarks.throughput` run this in processes of its own.
+or ``2-none`` (two, whose results have no envelope), or ``exactly-once``. `benchmarks.passthrough` and
+`benchmarks.throughput` run this in processes of its own.
 """
 
 from __future__ import annotations
@@ -83,17 +84,19 @@ async def bare(task: Task) -> None:
 async def streamproc(task: Task) -> None:
     """The processor, everything on: sequencer, ledger, metrics, envelope, sidecar."""
     is_exact = task.variant == EXACTLY_ONCE
+    workers, _, envelope = ("1" if is_exact else task.variant).partition("-")
+    wrapping = {"envelope": envelope} if envelope else {}
     value_format = "raw" if task.work == "bytes" else "json"
     settings = Settings.model_validate(
         {
             "name": task.group,
             "kafka": {"bootstrap_servers": task.bootstrap},
             "backend": {"path": BACKENDS[task.work], "base_dir": str(Path(__file__).parent)},
-            "pool": {"workers": 1 if is_exact else int(task.variant)},
+            "pool": {"workers": int(workers)},
             "tasks": {
                 TASK: {
                     "input": {"topics": [task.source], "format": value_format},
-                    "output": {"topic": task.output, "format": value_format},
+                    "output": {"topic": task.output, "format": value_format, **wrapping},
                     "metrics": {"topic": f"{task.output}.metrics"},
                     "dead_letters": {"topic": f"{task.output}.dead"},
                     "batch": {"max_size": task.batch, **({"max_bytes": DECODED_BYTES} if task.work == "json" else {})},

@@ -55,6 +55,7 @@ STAGES = {
     "streamproc/runtime/delivery.py": "ledger",
     "streamproc/records.py": "spans",
     "streamproc/runtime/task_stream.py": "wiring",
+    "streamproc/runtime/executions.py": "wiring",
     "streamproc/runtime/processor.py": "wiring",
     "streamproc/observe/": "metrics, sidecar",
 }

@@ -4,9 +4,9 @@
                                     [--bootstrap HOST:PORT] [--out DIR] [--document FILE]
 
 Contestants: the bare aiokafka loop (``getmany``, ``send_batch``; for identity it passes bytes on unread), a bare
-confluent-kafka loop, streamproc with one worker and with two, and its peers in the fastest fair configuration that
-their documents give: ``benchmarks/peers`` says which, one file each. Everybody consumes, decodes, does the work,
-encodes, produces and commits, with the same JSON library and the same array code.
+confluent-kafka loop, streamproc with one worker and with two, with two also without its envelope, and its peers in the
+fastest fair configuration that their documents give: ``benchmarks/peers`` says which, one file each. Everybody
+consumes, decodes, does the work, encodes, produces and commits, with the same JSON library and the same array code.
 
 How it is measured:
 
@@ -130,7 +130,7 @@ class Bench:
                     run_process, [str(python), "-m", contestant.module], task, limit_s=LIMIT_S
                 )
                 await verify_committed(self.bootstrap, output + contestant.group_suffix, source)
-                is_wrapped = contestant.is_ours and workload.is_json
+                is_wrapped = contestant.is_wrapped and workload.is_json
                 await verify(self.bootstrap, output, workload, records, is_wrapped=is_wrapped)
             return measured
 

@@ -42,6 +42,8 @@ class Contestant:
     is_default: bool = True
     largest_batch: int = BATCH
     """Most records in a batch where the work itself takes no time."""
+    is_wrapped: bool = False
+    """Whether its JSON results are in an envelope."""
 
     @property
     def group_suffix(self) -> str:
@@ -53,9 +55,11 @@ OURS = "benchmarks.contestants"
 CONTESTANTS = (
     Contestant("bare", "bare aiokafka loop", OURS, "bare"),
     Contestant("confluent", "bare confluent-kafka loop", "benchmarks.peers.confluent", peer="confluent"),
-    Contestant("streamproc-1", "streamproc, 1 worker", OURS, "1", is_ours=True),
+    Contestant("streamproc-1", "streamproc, 1 worker", OURS, "1", is_ours=True, is_wrapped=True),
     # As for the peers, the fastest that was tried; the parent's CPU is quoted with one worker, at the common 512.
-    Contestant("streamproc-2", "streamproc, 2 workers", OURS, "2", is_ours=True, largest_batch=2_048),
+    Contestant("streamproc-2", "streamproc, 2 workers", OURS, "2", is_ours=True, largest_batch=2_048, is_wrapped=True),
+    # What its peers write: the result and nothing around it.
+    Contestant("streamproc-none", "streamproc, 2, no envelope", OURS, "2-none", is_ours=True, largest_batch=2_048),
     Contestant("quixstreams", "quixstreams", "benchmarks.peers.quix", peer="quix"),
     Contestant("faststream", "FastStream, aiokafka", "benchmarks.peers.faststream", "aiokafka", "faststream"),
     Contestant(
@@ -210,19 +214,29 @@ def targets(results: Results) -> list[Target]:
     workload = next(iter(WORKLOADS))
     if workload not in results.workloads():
         return []
-    ours = results.rate(workload, "streamproc-2")
+    goals = (
+        ("bare aiokafka loop", 0.65, ("bare",)),
+        ("arroyo, the faster way", 10, ("arroyo", "arroyo-processes")),
+        ("FastStream", 10, ("faststream",)),
+        ("Faust", 10, ("faust",)),
+        ("quixstreams", 2.5, ("quixstreams",)),
+    )
 
-    def against(*names: str) -> float | None:
-        rates = [rate for name in names if (rate := results.rate(workload, name)) is not None]
-        return ours / max(rates) if ours is not None and rates else None
+    def against(ours: str, theirs: Sequence[str]) -> float | None:
+        own_rate = results.rate(workload, ours)
+        rates = [rate for name in theirs if (rate := results.rate(workload, name)) is not None]
+        return own_rate / max(rates) if own_rate is not None and rates else None
 
     own, bare = results.own_us(workload, "streamproc-1"), results.own_us(workload, "bare")
     return [
-        Target("records/s of streamproc, 2 workers ÷ bare aiokafka loop", 0.65, True, against("bare")),
-        Target("… ÷ arroyo, the faster way", 10, True, against("arroyo", "arroyo-processes")),
-        Target("… ÷ FastStream", 10, True, against("faststream")),
-        Target("… ÷ Faust", 10, True, against("faust")),
-        Target("… ÷ quixstreams", 2.5, True, against("quixstreams")),
+        *(
+            Target(f"{what} ÷ {title}", least, True, against(ours, theirs))
+            for ours, what in (
+                ("streamproc-2", "records/s of streamproc, 2 workers"),
+                ("streamproc-none", "records/s without the envelope, as the others write"),
+            )
+            for title, least, theirs in goals
+        ),
         Target(
             "CPU of streamproc's parent, 1 worker ÷ bare aiokafka loop",
             1.3,

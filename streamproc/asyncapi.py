@@ -156,7 +156,8 @@ class _Document:
         if output.envelope == "full":
             message["payload"] = payload or self._schema("result", _full_envelope())
         else:
-            message["headers"] = self._schema("resultHeaders", _headers(_RESULT_HEADERS, _VERSION_HEADER))
+            if output.envelope == "result":
+                message["headers"] = self._schema("resultHeaders", _headers(_RESULT_HEADERS, _VERSION_HEADER))
             message["payload"] = payload or {"description": "The backend's output record: no schema is declared."}
         return self._message(f"{topic}-record", message)
 

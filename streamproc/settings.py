@@ -315,9 +315,9 @@ class OutputSettings(Section):
 
     topic: TopicName | None = None
     """Result topic; `<first input topic>.results` by default."""
-    envelope: Literal["full", "result"] = "full"
+    envelope: Literal["full", "result", "none"] = "full"
     """`full`: result, metrics and source as one object; `result`: the output record alone, the rest in headers, as it
-    has to be, and is by default, with raw, avro, protobuf and json_schema."""
+    is by default with raw, avro, protobuf and json_schema, which cannot hold more; `none`: the output record alone."""
     format: Format = "json"
     """What results are, as `input.format`; dead letters stay as they came, metrics are JSON."""
     subject: str | None = Field(default=None, min_length=1)

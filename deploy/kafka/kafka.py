@@ -30,6 +30,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from base64 import urlsafe_b64encode
@@ -43,6 +44,8 @@ POM = HERE / "pom.xml"
 BUILD = HERE.parent.parent / "build" / "kafka"
 LIBS = BUILD / "libs"
 HOST = "127.0.0.1"
+LAST_LINES = 2_000
+"""Of a log, among which the errors are looked for."""
 SMALL_JVM = ("-XX:+UseSerialGC",)
 """For tests: little memory, few threads, up soon; stops for 10 to 200 ms now and then to collect garbage."""
 QUIET_JVM = ("-XX:+UseSerialGC", "-XX:+AlwaysPreTouch", "-Xmn3g")
@@ -240,9 +243,9 @@ class KafkaCluster:
             name: dict(zip(self._node_ids(), extra[index * nodes :], strict=False))
             for index, name in enumerate(self.extra_listeners)
         }
-        tls_ports = free_ports(2 * nodes if tls else 0, without=extra)
+        tls_ports = free_ports(2 * nodes if tls else 0)
         self._tls_ports = {"SASL_SSL": tls_ports[:nodes], "SSL": tls_ports[nodes:]} if tls else {}
-        chosen = free_ports(nodes * (2 if ports else 3), without=[*extra, *tls_ports])
+        chosen = free_ports(nodes * (2 if ports else 3))
         self.ports = list(ports) if ports else chosen[:nodes]
         self.sasl_ports = [port + 10 for port in self.ports] if ports else chosen[nodes : 2 * nodes]
         self._controller_ports = chosen[-nodes:]
@@ -388,6 +391,12 @@ class KafkaCluster:
             return ""
 
     # -------------------------------------------------------------------------------------------------- its parts
+
+    def _complaints(self, node: int) -> str:
+        """The first errors in a node's log, with what they came from; its end, which is goodbyes, where it has none."""
+        lines = self.log_tail(node, LAST_LINES).splitlines()
+        told = list(dict.fromkeys(it for it in lines if " ERROR " in it or "Exception: " in it or "Error: " in it))
+        return "\n".join(told[:30] or lines[-30:])
 
     def _node_ids(self) -> range:
         return range(1, self.nodes + 1)
@@ -537,7 +546,7 @@ class KafkaCluster:
             ended = [node for node in nodes if self.pid(node) is None]
             if ended:
                 raise KafkaClusterError(
-                    f"Kafka's node {ended[0]} ended while it started; its log says:\n{self.log_tail(ended[0])}"
+                    f"Kafka's node {ended[0]} ended while it started; its log says:\n{self._complaints(ended[0])}"
                 )
             missing[:] = [node for node in missing if not members <= self._members(node)]
             return not missing
@@ -633,8 +642,38 @@ def _by_node(ports: Mapping[str, int]) -> dict[int, int]:
     return {int(node): port for node, port in ports.items()}
 
 
-def free_ports(count: int, without: Sequence[int] = ()) -> list[int]:
-    """Ports of the loopback address that nobody listens at, none of ``without`` among them."""
+class _Ports:
+    """What this process was given of the machine's ports, so that no other gets them while it lives.
+
+    Each is a lock on the byte of its number in one file. Between choosing a port and listening at it lie seconds, more
+    where a node is killed and comes back, and there may be others who look for free ones meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._given: set[int] = set()
+        self._file: int | None = None
+
+    def take(self, port: int) -> bool:
+        """Whether it is this process's from now on; it never is twice."""
+        if port in self._given:
+            return False
+        if self._file is None:
+            path = Path(tempfile.gettempdir()) / f"streamproc-ports-{os.getuid()}.lock"
+            # Never closed: that would end the locks.
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        self._given.add(port)
+        return True
+
+
+_PORTS = _Ports()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that nobody listens at, and that nobody else was given here."""
     # Below the range that outgoing connections take theirs from: there, a client that keeps trying to reach a node that
     # was killed can connect to itself, and the port is gone.
     try:
@@ -642,7 +681,7 @@ def free_ports(count: int, without: Sequence[int] = ()) -> list[int]:
         highest = int(text.split()[0])
     except (OSError, ValueError):
         highest = 32768
-    numbers = list(set(range(min(15000, highest // 2), highest)).difference(without))
+    numbers = list(range(min(15000, highest // 2), highest))
     random.shuffle(numbers)
     found: list[int] = []
     for port in numbers:
@@ -653,7 +692,8 @@ def free_ports(count: int, without: Sequence[int] = ()) -> list[int]:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-        found.append(port)
+        if _PORTS.take(port):
+            found.append(port)
     raise KafkaClusterError(f"There are no {count} free ports below {highest}: stop something that listens.")
 
 

@@ -25,6 +25,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from streamproc.broker.interface import TopicInfo
 from streamproc.broker.privileges import AclOperation, Privilege
 from streamproc.broker.translation import brief, chain, missing, not_allowed, refused, translate
+from streamproc.certificates import load_certificate
 from streamproc.errors import BrokerAuthenticationError, BrokerError, BrokerUnreachableError, SettingsError
 from streamproc.settings import KafkaSettings
 
@@ -144,15 +145,7 @@ def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
         ) from error
     context.check_hostname = settings.ssl_check_hostname
     if settings.ssl_cert_file is not None:
-        try:
-            # Without this, OpenSSL would ask for the passphrase of an encrypted key on the terminal.
-            context.load_cert_chain(settings.ssl_cert_file, settings.ssl_key_file, password=lambda: "")
-        except (ssl.SSLError, ValueError) as error:
-            raise SettingsError(
-                f"{settings.ssl_cert_file} and {settings.ssl_key_file} are no certificate and its key: {error}",
-                setting="kafka.ssl_cert_file",
-                hint="both must be PEM, belong together, and the key have no passphrase",
-            ) from error
+        load_certificate(context, settings.ssl_cert_file, settings.ssl_key_file, setting="kafka.ssl_cert_file")
     return context
 
 

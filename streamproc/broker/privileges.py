@@ -2,8 +2,7 @@
 
 ``python -m streamproc.broker.privileges`` prints it as docs/security.md has it. tests/integration/test_privileges.py
 grants each command what stands here to a user of its own, and takes every single privilege away once: with all of them
-the command works, without one it says so. So a line that is missing fails a test, and one too many does as well; but
-for what ``stats`` has to be allowed to write, which is not taken away.
+the command works, without one it says so. So a line that is missing fails a test, and one too many does as well.
 
 Kafka's ACLs say which operation on which resource. Read, Write, Alter and Delete of a topic, and Read of a group,
 include Describe; AlterConfigs includes DescribeConfigs.

@@ -91,6 +91,14 @@ def simulate(
     noise: Annotated[
         float, typer.Option(metavar="S", min=0, help="Standard deviation of the logarithm of a batch's time.")
     ] = 0.0,
+    handover_ms: Annotated[
+        float,
+        typer.Option(
+            metavar="MS",
+            min=0,
+            help="How long a batch is on its way to a worker that has none queued, and stands still.",
+        ),
+    ] = 0.5,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw throughput, padding, and p99 by load, as SVG.")
     ] = None,
@@ -140,7 +148,7 @@ def simulate(
         max_size, max_wait_ms, max_padded, _budget_bytes(memory_budget_mb, measured),
         measured.kappa if measured is not None else 1.0, target_latency_ms,
     )  # fmt: skip
-    found = compare(arriving, batching, Workers(cost, workers, noise, seed), strategies)
+    found = compare(arriving, batching, Workers(cost, workers, noise, seed, handover_ms), strategies)
     if as_json:
         print_json(found.as_json())
     else:

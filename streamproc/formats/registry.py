@@ -208,10 +208,12 @@ class Registry:
         try:
             context = ssl.create_default_context(cafile=ca_file)
             if cert_file is not None:
-                context.load_cert_chain(cert_file, key_file)
-        except OSError as error:
+                # Without the function, OpenSSL would ask for the passphrase of an encrypted key on the terminal.
+                context.load_cert_chain(cert_file, key_file, password=lambda: "")
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise RegistryError(
-                f"the TLS files below schema_registry cannot be used: {error.strerror or error}", url=self._place
+                f"the TLS files below schema_registry cannot be used: {reason}", url=self._place
             ) from None
         return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
 

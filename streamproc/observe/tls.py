@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from streamproc.certificates import load_certificate
 from streamproc.errors import SettingsError
 from streamproc.settings import HttpSettings
 
@@ -42,12 +43,4 @@ class ServerTls:
                 ) from error
         # Tried apart first: of two files that do not fit, a context would keep the one.
         for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
-            try:
-                # Without the function, OpenSSL would ask for the passphrase of an encrypted key on the terminal.
-                context.load_cert_chain(self._certificate, self._key, password=lambda: "")
-            except (ssl.SSLError, ValueError) as error:
-                raise SettingsError(
-                    f"{self._certificate} and {self._key} are no certificate and its key: {error}",
-                    setting="http.tls_cert_file",
-                    hint="both must be PEM, belong together, and the key have no passphrase",
-                ) from error
+            load_certificate(context, self._certificate, self._key, setting="http.tls_cert_file")

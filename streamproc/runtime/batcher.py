@@ -9,10 +9,10 @@ worker gets a batch at the first of these rules, which are all here:
     knee                           more records would hardly make the batch cheaper by record
     backlog                        more records are known to wait in Kafka, so that holding these back buys nothing
 
-While every worker is busy only ``full`` counts, and the window goes on growing. While results pile up that wait for
-earlier records of their partition, only records go that others have overtaken (rule ``overtaken``): theirs are the
-results that are waited for, and nothing else would let the pile go. At shutdown and on revocation
-``discard`` gives back what was not dispatched; Kafka still has it.
+While every worker is busy only ``full`` counts, and the window goes on growing until a batch cannot, or some others
+wait behind it. While results pile up that wait for earlier records of their partition, only records go that others have
+overtaken (rule ``overtaken``): theirs are the results that are waited for, and nothing else would let the pile go. At
+shutdown and on revocation ``discard`` gives back what was not dispatched; Kafka still has it.
 
 Invariants: a batch is never empty; a record that alone exceeds a limit runs alone; a batch holds records of one task
 only, of any number of partitions; once the oldest record's wait is over it is in the very next batch, so that a record
@@ -37,6 +37,8 @@ OVERTAKEN = "overtaken"
 LEAST_MS = 1e-9
 UNKNOWN = 0.5
 """The part of the target that a record may wait while nobody knows what batches take."""
+AHEAD = 4
+"""Batches of the greatest size that wait, from which on one may be queued behind a busy worker."""
 SHAPE_AHEAD = 8
 """For a target the oldest record's batch is made out again once the window has grown by one part in so many."""
 
@@ -121,8 +123,15 @@ class Batcher:
         return min(deadline, self._latest(opened_at)) if self._target_s is not None else deadline
 
     def full(self) -> str | None:
-        """The rule by which a batch can grow no more, whoever waits."""
-        return self._window.full()
+        """The rule by which a batch may go although no worker is free: it can grow no more, or enough waits besides.
+
+        A worker that has nothing queued stands still from its answer until the next batch is there, some 1.5 ms with
+        much else to do. Once some others wait behind it, a batch gains less by waiting than that.
+        """
+        rule = self._window.full()
+        if rule is None and self._window.size >= AHEAD * self._max_size:
+            rule = self._window.ripe()
+        return rule
 
     def due(self, now: float, *, backlog: bool) -> str | None:
         """The rule by which a free worker should get a batch now, or None."""

@@ -5,7 +5,7 @@ Pure functions. Header names are public: users filter and route by them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -21,27 +21,41 @@ HEADER_OVERHEAD_BYTES = 10
 """Bounds what Kafka's format adds to a header's name and value."""
 
 
-def source_headers(partition: TopicPartition, record: Record) -> list[tuple[str, bytes | None]]:
-    """Where a record came from."""
+def _partition_headers(partition: TopicPartition) -> list[tuple[str, bytes | None]]:
+    """Where records came from."""
     return [
         ("streamproc-source-topic", partition.topic.encode()),
         ("streamproc-source-partition", b"%d" % partition.partition),
-        ("streamproc-source-offset", b"%d" % record.offset),
     ]
 
 
-def result_row(partition: TopicPartition, record: Record, value: bytes | memoryview, report: BatchReport) -> Row:
-    """A result with ``envelope: result``: the facts of the full envelope are in the headers."""
-    headers: list[tuple[str, bytes | None]] = [
-        *record.headers,
-        *source_headers(partition, record),
-        ("streamproc-source-timestamp", b"%d" % record.timestamp),
-        ("streamproc-task", report.batch.task.encode()),
-    ]
+def result_rows(
+    partition: TopicPartition,
+    records: Sequence[Record],
+    values: Sequence[bytes | memoryview],
+    report: BatchReport,
+) -> list[Row]:
+    """Results with ``envelope: result``: the facts of the full envelope are in the headers."""
+    before = _partition_headers(partition)
+    after: list[tuple[str, bytes | None]] = [("streamproc-task", report.batch.task.encode())]
     if report.backend_version is not None:
-        headers.append(("streamproc-backend-version", report.backend_version.encode()))
-    headers.append(("streamproc-metrics", report.metrics))
-    return (None, record.key, value, headers)
+        after.append(("streamproc-backend-version", report.backend_version.encode()))
+    after.append(("streamproc-metrics", report.metrics))
+    return [
+        (
+            None,
+            record.key,
+            value,
+            [
+                *record.headers,
+                *before,
+                ("streamproc-source-offset", b"%d" % record.offset),
+                ("streamproc-source-timestamp", b"%d" % record.timestamp),
+                *after,
+            ],
+        )
+        for record, value in zip(records, values, strict=True)
+    ]
 
 
 def dead_letter_row(
@@ -55,7 +69,8 @@ def dead_letter_row(
     """
     message = failure.message.encode()
     ours: list[tuple[str, bytes | None]] = [
-        *source_headers(partition, record),
+        *_partition_headers(partition),
+        ("streamproc-source-offset", b"%d" % record.offset),
         ("streamproc-task", report.batch.task.encode()),
         ("streamproc-cause", failure.cause.encode()),
         ("streamproc-stage", failure.stage.encode()),

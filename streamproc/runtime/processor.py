@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -30,6 +29,7 @@ from streamproc.observe.health import Health
 from streamproc.observe.metrics import Metrics
 from streamproc.observe.status import CircuitStatus, ProcessorStatus, ReloadStatus
 from streamproc.records import Batch, Failure
+from streamproc.runtime.alarm import Alarm
 from streamproc.runtime.batch_plan import BatchPlan
 from streamproc.runtime.fairness import Fairness, candidates
 from streamproc.runtime.inspection import Inspector
@@ -47,22 +47,10 @@ TICK_S = 1.0
 ENDS_EVERY_TICKS = 5
 CLOSE_TIMEOUT_S = 10.0
 CANCEL_GRACE_S = 0.5
-TIMER_S = 0.001
-"""What the event loop's timers can tell apart: libuv and epoll count whole milliseconds."""
-EARLY_S = TIMER_S / 2
-"""A window is due so long before its deadline: nearer than that no timer comes, and the next would be later by more."""
+HANDOVER_S = 0.0003
+"""A window is due so long before its deadline: from the alarm to the worker's socket its batch takes about that."""
 
 log = logging.getLogger(__name__)
-
-
-def timer_delay_s(remaining_s: float) -> float:
-    """How long to set a timer for a window that is due in ``remaining_s`` and not within ``EARLY_S``.
-
-    Whole milliseconds, the nearest, one at least: so it is at most ``EARLY_S`` late, and where it comes that early the
-    window is due. libuv counts from a time that it has cut to milliseconds, so a timer may come up to one too early:
-    then it is set once more. Nothing is ever set for less, which uvloop would do at once, over and over.
-    """
-    return max(math.floor(remaining_s / TIMER_S + 0.5), 1) * TIMER_S
 
 
 class Processor:
@@ -99,7 +87,7 @@ class Processor:
         self._connections = connections
         self._failure: StreamprocError | None = None
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._timer: tuple[float, asyncio.TimerHandle] | None = None
+        self._alarm = Alarm(self._dispatch, clock)
         self._dispatch_scheduled = False
         self._launched = False
         self._ticking: asyncio.Task[None] | None = None
@@ -207,8 +195,7 @@ class Processor:
         if self._failure is None:
             await self._drain()
         self._draining = True
-        if self._timer is not None:
-            self._timer[1].cancel()
+        self._alarm.close()
         await self._close()
         if self._ticking is not None:
             self._ticking.cancel()
@@ -335,7 +322,7 @@ class Processor:
                 self.tasks[batch.task].dispatched(batch, now)
                 self._fairness.dispatched(batch)
                 self.pool.submit(batch)
-            self._set_timer(now)
+            self._set_alarm()
             if self.measuring is not None:
                 self.measuring.send({name for name, task in self.tasks.items() if task.circuit.is_open})
         except Exception as error:  # noqa: BLE001 - in a callback of the loop it would only be logged
@@ -348,13 +335,13 @@ class Processor:
             if (batch := task.take_again()) is not None:
                 return batch
         lanes = [lane for task in tasks for lane in task.lanes_in_use]
-        waiting = candidates(lanes, now + EARLY_S, idle=self.pool.idle() > 0)
+        waiting = candidates(lanes, now + HANDOVER_S, idle=self.pool.idle() > 0)
         if not waiting:
             return None
         chosen = self._fairness.choose(waiting)
         return self._lanes[chosen.task].batcher.take(now, chosen.rule)
 
-    def _set_timer(self, now: float) -> None:
+    def _set_alarm(self) -> None:
         """Wake at the next deadline; while no worker is free its answer wakes us, while results pile up their end."""
         deadlines = [
             deadline
@@ -363,19 +350,7 @@ class Processor:
             for lane in task.lanes_in_use
             if not lane.crowded and (deadline := lane.batcher.deadline) is not None
         ]
-        deadline = min(deadlines) if deadlines and self.pool.idle() else None
-        if self._timer is not None:
-            if self._timer[0] == deadline:
-                return
-            self._timer[1].cancel()
-            self._timer = None
-        if deadline is not None:
-            delay_s = timer_delay_s(deadline - now)
-            self._timer = (deadline, asyncio.get_running_loop().call_later(delay_s, self._on_timer))
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._dispatch()
+        self._alarm.set(min(deadlines) - HANDOVER_S if deadlines and self.pool.idle() else None)
 
     # -- answers
 

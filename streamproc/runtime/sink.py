@@ -37,7 +37,7 @@ from streamproc.errors import (
     TransactionAbortedError,
 )
 from streamproc.records import BatchReport, Cause, Failure, Lease, Outcome, Record, Span, Status, TopicPartition
-from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
+from streamproc.runtime.envelopes import dead_letter_row, result_rows, row_bytes
 from streamproc.settings import TaskTopics, Then
 
 MAX_METRICS_ROWS = 200
@@ -126,8 +126,9 @@ class Sink:
         input_partitions: Mapping[str, int],
         partition_of_key: Callable[[bytes, int], int],
         events: SinkEvents,
-        full_envelope: bool,
+        facts_in_headers: bool,
     ) -> None:
+        """``facts_in_headers``: whether results say in headers what they are of, as their values do not."""
         self._producer = producer
         self._results = known[topics.results]
         self._dead = known[topics.dead]
@@ -135,7 +136,7 @@ class Sink:
         self._input_partitions = input_partitions
         self._partition_of_key = partition_of_key
         self._events = events
-        self._full_envelope = full_envelope
+        self._facts_in_headers = facts_in_headers
         self._metrics_rows: list[Row] = []
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._failed = False
@@ -274,12 +275,12 @@ class Sink:
     def _result_rows(
         self, partition: TopicPartition, records: Sequence[Record], values: Sequence[Any], report: BatchReport
     ) -> list[Row]:
-        if self._full_envelope:
-            return [
-                (None, record.key, value, list(record.headers) if record.headers else _NO_HEADERS)
-                for record, value in zip(records, values, strict=True)
-            ]
-        return [result_row(partition, record, value, report) for record, value in zip(records, values, strict=True)]
+        if self._facts_in_headers:
+            return result_rows(partition, records, values, report)
+        return [
+            (None, record.key, value, list(record.headers) if record.headers else _NO_HEADERS)
+            for record, value in zip(records, values, strict=True)
+        ]
 
     def _dead_letter(self, partition: TopicPartition, record: Record, failure: Failure, report: BatchReport) -> Row:
         self._events.on_dead(failure, partition, record)

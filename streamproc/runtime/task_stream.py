@@ -24,15 +24,11 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import random
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
-
-import orjson
 
 from streamproc.broker.interface import Connections, Producer, TransactionalProducer
 from streamproc.errors import (
@@ -47,7 +43,6 @@ from streamproc.errors import (
 from streamproc.observe.metric_table import ProducerOutput, RequestOutcome
 from streamproc.observe.metrics import TaskMetrics
 from streamproc.records import (
-    FIRST_GENERATION,
     Batch,
     BatchReport,
     Cause,
@@ -58,14 +53,13 @@ from streamproc.records import (
     Span,
     Status,
     TopicPartition,
-    trace_id,
     value_sizes,
 )
 from streamproc.runtime.batch_plan import BatchPlan
 from streamproc.runtime.batcher import Batcher
 from streamproc.runtime.circuit import Circuit
 from streamproc.runtime.delivery import AtLeastOnce, Delivery, ExactlyOnce
-from streamproc.runtime.envelopes import batch_record
+from streamproc.runtime.executions import Executions
 from streamproc.runtime.failures import decode_failure
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.ledger import Ledger
@@ -134,8 +128,7 @@ class TaskStream:
         self._settings = settings.tasks[name]
         self._application = settings
         self._metrics = metrics
-        self._replica = settings.kafka.group_instance_id or f"{socket.gethostname()}-{os.getpid()}"
-        self._clock, self._wall_clock = clock, wall_clock
+        self._clock = clock
         self._on_work = on_work
         self._on_fatal = on_fatal
         self._connections = connections
@@ -147,7 +140,6 @@ class TaskStream:
         self._measuring, self._tracing = measuring, self._make_tracing(tracing)
         self.plan = plan
         self._next_id, self._rng = next_id, rng
-        self._generation, self._versions = FIRST_GENERATION, {FIRST_GENERATION: settings.backend.version}
         self.batcher, self.lanes = self._make_lanes()
         self.requests = Requests(
             self.topics.inputs[0],
@@ -182,6 +174,16 @@ class TaskStream:
         self.assigned = asyncio.Event()
         self.state = "starting"
         self.counts = Counts()
+        self._executions = Executions(
+            name,
+            settings,
+            plan,
+            metrics=metrics,
+            counts=self.counts,
+            tracing=self._tracing,
+            clock=clock,
+            wall_clock=wall_clock,
+        )
         self._verdicts = Verdicts(
             name,
             self._settings.on_error,
@@ -198,8 +200,6 @@ class TaskStream:
         """Ends when it is time to say that joining takes long."""
         self.ends: dict[TopicPartition, int] = {}
         """Log ends asked for while reading pauses, when no fetch brings them."""
-        self.last: tuple[BatchReport, float] | None = None
-        """The batch that was executed last, and its time in the worker, in milliseconds."""
         self._late = 0
 
     def _make_tracing(self, tracing: Tracing | None) -> TaskTracing | None:
@@ -248,9 +248,8 @@ class TaskStream:
         a circuit that these have opened closes, one that was opened by hand does not.
         """
         self._application, self._settings = settings, settings.tasks[self.name]
-        self._generation = generation
-        self._versions[generation] = settings.backend.version
         self.plan = plan
+        self._executions.reload(settings, plan, generation)
         batcher, lanes = self._make_lanes()
         batcher.take_over(self.batcher)
         self.batcher = batcher
@@ -297,7 +296,7 @@ class TaskStream:
                 self._on_transaction_lost,
                 self._on_fatal,
             ),
-            full_envelope=self._settings.output.envelope == "full",
+            facts_in_headers=self._settings.output.envelope == "result",
         )
         if self._transactions is not None:
             self._delivery = ExactlyOnce(
@@ -428,10 +427,6 @@ class TaskStream:
             batcher.add(span.part(start, len(span.records)))
         self._fail_unexecuted([(span.part(index, index + 1), [failure]) for index, failure in refused], "oversized")
 
-    def _is_of_now(self, batch: Batch) -> bool:
-        """Whether the version ran it that works now: another's costs say nothing of this one's."""
-        return batch.generation == self._generation
-
     def _batcher_of(self, batch: Batch) -> Batcher:
         """The one that a batch is from."""
         return self.batcher if batch.account == self.name else self.lanes[-1].batcher
@@ -453,7 +448,7 @@ class TaskStream:
         spans, now = [span for span, _ in failed], self._clock()
         opened_at = min([span.arrived_at for span in spans])
         batch = Batch(self._next_id(), self.name, spans, opened_at, closed_at=now, closed_by=closed_by, fill=0.0)
-        report = BatchReport(batch, None, b"{}", batch.attempt, self._version_of(batch))
+        report = self._executions.report(batch, None)
         self._report(report, None, 0, batch.size, Counter(it.cause.value for _, failures in failed for it in failures))
         for span, failures in failed:
             self._complete(Outcome(span, bytes([Status.FAILED]) * len(failures), failures, report))
@@ -481,6 +476,11 @@ class TaskStream:
                 return True
         return False
 
+    @property
+    def last(self) -> tuple[BatchReport, float] | None:
+        """The batch that was executed last, and its time in the worker, in milliseconds."""
+        return self._executions.last
+
     def given_up(self) -> list[GivenUp]:
         """Why records were given up since the start, the most frequent reason first."""
         return self._verdicts.given_up()
@@ -491,31 +491,9 @@ class TaskStream:
         """A batch was executed."""
         batch = reply.batch
         self.progress += 1
-        metrics = self._metrics
-        metrics.batches_ok.inc()
-        metrics.batch_wall.observe(reply.wall_ms / 1_000)
-        metrics.steps_ran(reply.metrics.get("execution_times") or {})
-        metrics.decode.observe(reply.decode_ms / 1_000)
-        metrics.encode.observe(reply.encode_ms / 1_000)
-        if (target_ms := self._settings.batch.target_latency_ms) is not None:
-            self._answered(batch, target_ms / 1_000)
         in_headers = self._settings.output.envelope == "result"
-        wanted = in_headers or batch.requested
-        told = orjson.dumps(reply.metrics) if wanted else b""
-        report = BatchReport(batch, reply.worker, told, batch.attempt, self._version_of(batch))
-        self.last = (report, reply.wall_ms)
-        if self._is_of_now(batch):
-            self._batcher_of(batch).ran(batch, reply.wall_ms)
-            self._observe_memory(reply)
-        if batch.predicted_ms:
-            metrics.time_over_predicted.observe(reply.wall_ms / batch.predicted_ms)
-        results = reply.statuses.count(Status.RESULT)
-        if self._tracing is not None:
-            times_ms = reply.metrics.get("execution_times") or {}
-            steps_ms = {"decode": reply.decode_ms, **times_ms, "encode": reply.encode_ms}
-            self._tracing.executed(
-                batch, worker=reply.worker, wall_ms=reply.wall_ms, steps_ms=steps_ms, results=results
-            )
+        results, told = reply.statuses.count(Status.RESULT), in_headers or bool(batch.requested)
+        report = self._executions.ran(reply, self._batcher_of(batch), results=results, told=told)
         values: Sequence[memoryview | Failure] = reply.values
         causes: Mapping[str, int] = {}
         if results < batch.size:
@@ -525,8 +503,6 @@ class TaskStream:
             ]
             causes = Counter(it.cause.value for it in values if isinstance(it, Failure))
         self._report(report, reply, results, batch.size - results, causes)
-        if log.isEnabledFor(logging.DEBUG):
-            self._log_executed(reply, results)
         start = 0
         for span, size_bytes in zip(batch.spans, reply.sizes, strict=True):
             stop = start + len(span.records)
@@ -535,75 +511,15 @@ class TaskStream:
             start = stop
         batch.release()
 
-    def _log_executed(self, reply: Reply, results: int) -> None:
-        batch, failed = reply.batch, reply.batch.size - results
-        log.debug(
-            "task %s: batch %d (%s, closed by %s) ran in worker %d in %.1f ms, execution %d: %s, %d failed",
-            *(self.name, batch.id, count_of(batch.size, "record"), batch.closed_by, reply.worker, reply.wall_ms),
-            *(batch.attempt, count_of(results, "result"), failed),
-            extra={
-                **_facts(batch, reply.worker),
-                "results": results,
-                "failed": failed,
-                "wall_ms": reply.wall_ms,
-                "queue_ms": reply.metrics.get("queue_time"),
-                "steps_ms": reply.metrics.get("execution_times"),
-                "decode_ms": reply.decode_ms,
-                "encode_ms": reply.encode_ms,
-            },
-        )
-
-    def _answered(self, batch: Batch, target_s: float) -> None:
-        """Count the records that were answered within the target, and those that were not."""
-        since = self._clock() - target_s
-        within = sum([len(span.records) for span in batch.spans if span.arrived_at >= since])
-        self.counts.within += within
-        self.counts.beyond += batch.size - within
-        self._metrics.within_target.inc(within)
-        self._metrics.beyond_target.inc(batch.size - within)
-
-    def _observe_memory(self, reply: Reply) -> None:
-        cost, estimate = self.batcher.cost, self.plan.estimate
-        if cost is None or estimate is None or reply.peak_bytes is None or not reply.batch.model_bytes:
-            return
-        if reply.peak_of == (estimate.measured.memory if estimate.measured is not None else "host"):
-            self._metrics.memory_over_predicted.observe(reply.peak_bytes / (cost.kappa * reply.model_bytes))
-            self._batcher_of(reply.batch).held(reply.model_bytes, reply.peak_bytes)
-            self._metrics.memory_factor.set(cost.kappa)
-
-    def _on_out_of_memory(self, batch: Batch) -> None:
-        self._metrics.out_of_memory.inc()
-        most = self._batcher_of(batch).out_of_memory(batch) if self._is_of_now(batch) else None
-        if most is not None:
-            padded = "" if batch.longest is None else f" padded to {batch.longest}"
-            self._log.warning(
-                "task %s: a batch of %d records%s ran out of memory; from now on such a batch has at most %s, and "
-                "slowly more again as batches run; see batch.max_size, and `streamproc estimate --task %s`",
-                *(self.name, batch.size, padded, count_of(most, "record"), self.name),
-            )
-
     def failed(self, batch: Batch, failure: Failure, executed: bool, worker: int) -> None:
         """A batch was not executed to its end; ``executed`` says whether it was begun."""
         if not executed:
             self._queue_again(batch)
             return
         self.progress += 1
-        self._metrics.batches_failed.inc()
-        if self._tracing is not None:
-            self._tracing.failed(batch, failure, worker)
-        log.warning(
-            "task %s: batch %d (%s) failed in worker %d, execution %d, %s: %s",
-            *(self.name, batch.id, count_of(batch.size, "record"), worker, batch.attempt),
-            *(failure.cause, failure.summary),
-            extra={
-                **_facts(batch, worker),
-                "cause": failure.cause,
-                "stage": failure.stage,
-                "error_type": failure.kind,
-            },
-        )
+        self._executions.failed(batch, failure, worker)
         if failure.cause is Cause.OOM:
-            self._on_out_of_memory(batch)
+            self._executions.out_of_memory(batch, self._batcher_of(batch))
         decision = self._isolation.decide(batch, failure)
         if isinstance(decision, Retry) and all(self._lets_go(span.lease) for span in batch.spans):
             self._give_back(batch.spans)
@@ -613,7 +529,7 @@ class TaskStream:
         elif isinstance(decision, Split):
             self._queue_again(*decision.parts)
         else:
-            if failure.cause is Cause.OOM and self._is_of_now(batch):
+            if failure.cause is Cause.OOM and self._executions.is_of_now(batch):
                 self._batcher_of(batch).forgive(batch)
             self._give_up(batch, failure, worker)
 
@@ -645,16 +561,12 @@ class TaskStream:
 
     def _give_up(self, batch: Batch, failure: Failure, worker: int) -> None:
         """Every record of the batch has failed for good."""
-        report = BatchReport(batch, worker, b"{}", batch.attempt, self._version_of(batch))
+        report = self._executions.report(batch, worker)
         self._report(report, None, 0, batch.size, {failure.cause.value: batch.size})
         for span in batch.spans:
             count = len(span.records)
             self._complete(Outcome(span, bytes([Status.FAILED]) * count, [failure] * count, report))
         batch.release()
-
-    def _version_of(self, batch: Batch) -> str | None:
-        """The version of the worker that it was given to last."""
-        return self._versions[batch.generation or self._generation]
 
     def _report(
         self, report: BatchReport, reply: Reply | None, results: int, failed: int, causes: Mapping[str, int]
@@ -662,20 +574,8 @@ class TaskStream:
         """Write a batch's record in the metrics topic; without a reply it was not executed to its end."""
         if not all(span.lease.is_request or self.ledger.is_live(span.lease) for span in report.batch.spans):
             return  # its partition has moved, and the new owner will report these records
-        self._open_sink.write_metrics(
-            self.name,
-            batch_record(
-                report,
-                metrics={"batch_size": 0} if reply is None else reply.metrics,
-                results=results,
-                failed=failed,
-                wall_ms=0.0 if reply is None else reply.wall_ms,
-                peak_bytes=None if reply is None else reply.peak_bytes,
-                ended_at_ms=int(self._wall_clock() * 1_000),
-                replica=self._replica,
-                causes=causes,
-            ),
-        )
+        record = self._executions.record(report, reply, results=results, failed=failed, causes=causes)
+        self._open_sink.write_metrics(self.name, record)
 
     def _complete(self, outcome: Outcome) -> None:
         if outcome.span.lease.is_request:
@@ -1038,27 +938,3 @@ class TaskStream:
     def in_flight(self) -> int:
         """Records that are read and not settled."""
         return self.ledger.in_flight_records
-
-
-def _facts(batch: Batch, worker: int) -> dict[str, object]:
-    """Of a batch's execution, for the log: what it is found by, from its records or from its trace."""
-    facts: dict[str, object] = {
-        "task": batch.task,
-        "batch": batch.id,
-        "worker": worker,
-        "trace_id": trace_id(batch.trace),
-        "attempt": batch.attempt,
-        "records": batch.size,
-        "closed_by": batch.closed_by,
-        "offsets": [
-            f"{span.lease.partition.topic}/{span.lease.partition.partition} "
-            f"{span.records[0].offset}-{span.records[-1].offset}"
-            for span in batch.spans
-            if not span.lease.is_request
-        ],
-    }
-    if batch.size == 1 and not batch.requested:
-        (span,) = batch.spans
-        topic, partition = span.lease.partition
-        facts |= {"topic": topic, "partition": partition, "offset": span.records[0].offset}
-    return facts

@@ -103,7 +103,7 @@ def run_of(stream: Stream, strategy: Strategy, batching: Batching, workers: Work
             max_bytes=2**63,
             max_padded=batching.max_padded,
             target_latency_ms=batching.target_latency_ms,
-            target_margin_ms=0.0,  # nothing is on its way here
+            target_margin_ms=workers.handover_ms,  # nothing else is on its way here
         ),
         itertools.count(1).__next__,
         cost=OnlineCost(workers.cost, calibrated=True, kappa=batching.kappa),

@@ -2,7 +2,8 @@
 
 Discrete events: arrivals, deadlines and the ends of batches; nothing else moves time. What happens between is what the
 processor does: records come in polls while there is room in flight, a free worker gets the batch that is due, a worker
-that is busy gets another one behind it where that is full. Same input, same result; the noise on times is seeded.
+that is busy gets another one behind it where that is full, and begins it without a pause. Same input, same result; the
+noise on times is seeded.
 """
 
 from __future__ import annotations
@@ -60,13 +61,15 @@ class Batching(Protocol):
 class Workers:
     """The workers: how many, what a batch costs them, and how much times vary.
 
-    ``noise`` is the standard deviation of the logarithm of a batch's time, drawn with ``seed``.
+    ``noise`` is the standard deviation of the logarithm of a batch's time, drawn with ``seed``. ``handover_ms`` is how
+    long a batch is on its way to a worker that has none queued, and stands still meanwhile.
     """
 
     cost: CostModel
     count: int = 1
     noise: float = 0.0
     seed: int = 0
+    handover_ms: float = 0.0
 
 
 @dataclass(slots=True)
@@ -233,7 +236,7 @@ class _Simulation:
             worker = min(range(len(self._queues)), key=lambda index: len(self._queues[index]))
             self._queues[worker].append((name, batch))
             if len(self._queues[worker]) == 1:
-                self._begin(worker, now)
+                self._begin(worker, now + self._workers.handover_ms / 1_000)
 
     def _choose(self, now: float) -> tuple[str, str] | None:
         waiting = candidates(self._tasks.values(), now, idle=self._idle())

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from streamproc.records import TopicRecord
@@ -26,6 +27,23 @@ def test_the_services_start_as_the_file_says_and_answer(tmp_path: Path) -> None:
         assert compose.up("topics").poll() is None, "where it ended, --exit-code-from would end everything"
         produce(compose.bootstrap_servers, "digits", {0: [(None, it) for it in samples]})
         wait_until(lambda: len(results(compose)) == len(samples), "everything is answered", deadline_s=60)
+
+
+def test_the_monitoring_profile_has_the_statistics_of_all_replicas(tmp_path: Path) -> None:
+    samples = (ROOT / "topics" / "samples" / "digits.jsonl").read_bytes().splitlines()
+    with Compose(tmp_path) as compose:
+        assert {"stats", "grafana"} <= set(compose.selected("monitoring"))
+        compose.up("processor")
+        compose.up("stats")
+        compose.until("processor", "service_healthy")
+        compose.until("stats", "service_healthy")
+        produce(compose.bootstrap_servers, "digits", {0: [(None, it) for it in samples]})
+
+        def counted() -> int:
+            asked = httpx.get(f"http://127.0.0.1:{compose.ports['STATS']}/stats", params={"window": "1h", "last": 5})
+            return sum(window["fleet"]["records"] for window in asked.json()["windows"])
+
+        wait_until(lambda: counted() == len(samples), "all are in the windows", deadline_s=60)
 
 
 def test_the_replay_profile_ends_well_with_its_golden_file(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_a_target_is_kept_though_the_wait_would_miss_it(simulate: Simulate) -> N
     assert "within 150 ms" in shown.splitlines()[0]
 
 
+def test_the_way_to_a_worker_takes_the_time_that_is_asked_for(simulate: Simulate) -> None:
+    arguments = ("--records", "200", "--rate", "5", "--strategy", "fifo", "--json")
+    near, far = (
+        json.loads(simulate(*arguments, "--handover-ms", it).stdout)["strategies"]["fifo"]["p50_ms"]
+        for it in ("0", "7")
+    )
+    assert far - near == pytest.approx(7)
+
+
 def test_the_same_arguments_give_the_same_figures(simulate: Simulate) -> None:
     arguments = ("--records", "500", "--rate", "200", "--noise", "0.2", "--json")
     one, other = (simulate(*arguments, "--seed", seed).stdout for seed in ("1", "2"))
@@ -64,7 +73,7 @@ def test_the_same_arguments_give_the_same_figures(simulate: Simulate) -> None:
 
 
 def test_lengths_of_a_file_and_the_costs_of_an_estimate(simulate: Simulate, tmp_path: Path) -> None:
-    """Two batches of 10 ms and n ms each, one after the other."""
+    """Two batches of 10 ms and n ms each, one after the other; the first is on its way for half a millisecond."""
     (tmp_path / "lengths").write_text("10\n" * 20)
     estimate = {"length": "tokens", "time": {"alpha_ms": 10, "beta_ms": 1}, "memory": {"c_bytes": 104857.6}}
     (tmp_path / "estimate.json").write_text(json.dumps(estimate))
@@ -73,7 +82,7 @@ def test_lengths_of_a_file_and_the_costs_of_an_estimate(simulate: Simulate, tmp_
     assert list(it) == ["bucketed"]
     assert it["bucketed"]["batches"] == 2
     assert it["bucketed"]["worker_ms"] == pytest.approx(40.0)
-    assert it["bucketed"]["records_per_s"] == pytest.approx(500.0)
+    assert it["bucketed"]["records_per_s"] == pytest.approx(20 / 0.0405)
 
 
 def test_a_capture_arrives_by_its_timestamps(simulate: Simulate, tmp_path: Path) -> None:

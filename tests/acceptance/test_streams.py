@@ -268,7 +268,7 @@ def test_twenty_poison_records_of_four_kinds_are_the_only_dead_letters_while_wor
 ) -> None:
     rng = random.Random(20)
     stream = Stream(kafka, topic_name(), "Scripted", batch={"max_size": 64}, on_error={"backoff_ms": 20})
-    stream.settings["pool"].update(batch_timeout_s=8, max_worker_memory_mb=300, start_attempts=20)
+    stream.settings["pool"].update(batch_timeout_s=5, max_worker_memory_mb=300, start_attempts=20)
     count = 100_000
     poison = dict(zip(rng.sample(range(count), 20), TWENTY, strict=True))
     never = str(tmp_path / "never")
@@ -375,16 +375,26 @@ def test_every_ordering_delivers_everything_once(kafka: str, tmp_path: Path, top
 def test_the_envelope_may_be_the_result_alone_with_the_facts_in_headers(
     kafka: str, tmp_path: Path, topic_name: Names
 ) -> None:
-    stream = Stream(kafka, topic_name(), "Identity", output={"envelope": "result"})
+    topic = topic_name()
+    record = result_of_one(kafka, tmp_path, topic, "result")
+    told = headers(record)
+    assert (told["streamproc-source-topic"], told["streamproc-source-offset"]) == (topic, "0")
+    assert json.loads(told["streamproc-metrics"])["batch_size"] == 1
+
+
+def test_a_result_may_have_nothing_beside_it(kafka: str, tmp_path: Path, topic_name: Names) -> None:
+    assert not headers(result_of_one(kafka, tmp_path, topic_name(), "none"))
+
+
+def result_of_one(kafka: str, folder: Path, topic: str, envelope: str) -> TopicRecord:
+    stream = Stream(kafka, topic, "Identity", output={"envelope": envelope})
     stream.produce([b'{"id": 7}'])
-    with App(tmp_path, stream.settings) as app:
+    with App(folder, stream.settings) as app:
         app.until(processed(1), "the record is processed")
         assert app.terminate() == 0
     (record,) = stream.results()
     assert json.loads(record.value or b"") == {"id": 7}
-    told = headers(record)
-    assert (told["streamproc-source-topic"], told["streamproc-source-offset"]) == (stream.topic, "0")
-    assert json.loads(told["streamproc-metrics"])["batch_size"] == 1
+    return record
 
 
 def test_sigterm_in_the_middle_of_the_stream_loses_nothing_and_repeats_nothing(

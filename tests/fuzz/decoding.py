@@ -46,7 +46,7 @@ from streamproc.records import (
     value_sizes,
 )
 from streamproc.runtime.codec import MAX_MESSAGE_CHARS, decode
-from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
+from streamproc.runtime.envelopes import dead_letter_row, result_rows, row_bytes
 from streamproc.runtime.failures import decode_failure
 from streamproc.runtime.isolation import Isolation, Retry, Split
 from streamproc.runtime.pool import Generation, Reply, _answer
@@ -585,7 +585,7 @@ def _end(
         if isinstance(outcome, Failure):
             _is_a_dead_letter(span.lease.partition, record, outcome, report, limit)
         else:
-            row = result_row(span.lease.partition, record, outcome, report)
+            (row,) = result_rows(span.lease.partition, [record], [outcome], report)
             assert _Builder(10**7, 0).extend([row], 0) == 1
 
 

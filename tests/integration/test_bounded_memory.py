@@ -249,7 +249,7 @@ def test_results_of_ten_megabytes_from_small_records_hold_up_new_batches() -> No
                 put(broker, 15, bytes=10 * MB)
                 await until(lambda: task.crowded and idle(processor), "it stops")
                 assert task.batcher.size >= 10
-                assert not processor._timer, "nothing is looked for while results wait"
+                assert processor._alarm.at is None, "nothing is looked for while results wait"
             await everything_committed(broker, deadline_s=90)
         # Two waited, which is not above the limit; one ran then, and one was queued.
         assert 20 * MB < most.output_bytes <= 4 * 10.1 * MB
@@ -287,7 +287,12 @@ def test_shared_memory_is_released_when_workers_are_killed_amid_large_batches() 
                 sent += 60
                 done = task.progress
                 await until(lambda: task.progress > done, "a batch is executed")  # noqa: B023 - it is awaited here
-                busy = [it.pid for it in processor.pool.workers() if it.batches and it.pid not in killed]
+                # A record that stands alone is spared: to die with it twice would pass for its own fault.
+                busy = [
+                    it.pid
+                    for it in processor.pool.workers()
+                    if it.batches and it.batches[0].size > 1 and it.pid not in killed
+                ]
                 for pid in busy:
                     os.kill(pid, signal.SIGKILL)
                     killed.add(pid)

@@ -316,7 +316,7 @@ def test_a_task_paused_by_hand_keeps_what_it_read_and_is_not_taken_for_stuck(tmp
             assert (answer.status_code, answer.json()["reason"]) == (200, "opened by hand")
             assert answer.json()["closes_in_s"] is None
             put(broker, 10, start=1)
-            await until(lambda: processor._timer is None, "its deadline passes, and no other is set")
+            await until(lambda: processor._alarm.at is None, "its deadline passes, and no other is set")
             put(broker, 10, topic="other")
             await all_committed(broker, 10, "other")
             assert task.batcher.size == task.counts.taken == task.ledger.in_flight_records == 1, "nothing more is read"

@@ -169,7 +169,11 @@ def test_whoever_asks_at_an_extra_listener_is_sent_to_the_port_that_it_advertise
                     to.write(data)
                 to.close()
 
-            await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+            try:
+                await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+            finally:
+                far_writer.close()
+                writer.close()
 
         server = await asyncio.start_server(forward, "127.0.0.1", through)
         # Asked at the node itself, and led from there to the port before it; at R2 it would lead nowhere.
@@ -208,6 +212,43 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(KafkaClusterError, match=f"Port {port} is in use"):
             KafkaCluster(tmp_path / "kafka", ports=[port]).start()
+
+
+@pytest.mark.usefixtures("kafka_available")
+def test_a_port_that_is_taken_while_it_starts_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = KafkaCluster(tmp_path / "kafka")
+    port = int(cluster.bootstrap_servers.rpartition(":")[2])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        monkeypatch.setattr(cluster, "_check_ports", lambda: None)
+        with pytest.raises(
+            KafkaClusterError, match=f"ended while it started.*\n(.*\n)*.*127.0.0.1:{port}: Address already"
+        ):
+            cluster.start()
+
+
+def test_ports_that_one_process_was_given_no_other_gets_while_it_lives() -> None:
+    asking = (
+        "from deploy.kafka.kafka import free_ports; print(*free_ports(2_500), *free_ports(2_500), flush=True); input()"
+    )
+    ours, theirs = (
+        subprocess.Popen(
+            [sys.executable, "-c", asking],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=SCRIPT.parents[2],
+        )
+        for _ in range(2)
+    )
+    with ours, theirs:
+        assert ours.stdout is not None
+        assert theirs.stdout is not None
+        given = [*ours.stdout.readline().split(), *theirs.stdout.readline().split()]
+        assert len(given) == len(set(given)) == 10_000
+        ours.kill()
+        theirs.kill()
 
 
 @pytest.mark.usefixtures("kafka_available")

@@ -1,11 +1,19 @@
-"""Streamproc's command as a subprocess, in an environment without settings of whoever runs the tests."""
+"""Streamproc's command in a clean environment: as a subprocess without anybody's settings, or in this process."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+
+from streamproc.cli import root
+
+Streamproc = Callable[..., tuple[int, str, str]]
+"""Called with arguments, answers the exit code, and what went to stdout and to stderr."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,3 +38,19 @@ def run_command(folder: Path, *arguments: str, code: int, timeout_s: float) -> s
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
+
+
+def in_this_process(capsys: pytest.CaptureFixture[str], *first: str) -> Streamproc:
+    """The command within the test's own process, where the world may be another one by monkeypatch.
+
+    ``first`` comes before the arguments of each call.
+    """
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            root.command()(args=[*first, *arguments], prog_name="streamproc")
+        out, err = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, out, err
+
+    return run

@@ -36,7 +36,7 @@ class Compose:
     def __init__(self, directory: Path, *, file: Path = FILE, environ: Mapping[str, str] | None = None) -> None:
         """``environ`` is what a user would set before ``docker compose``; volumes and logs go to ``directory``."""
         self._directory = directory
-        names = ("HOST", "INTERNAL", "CONTROLLER", "HTTP")
+        names = ("HOST", "INTERNAL", "CONTROLLER", "HTTP", "STATS")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         environ = {"STREAMPROC_KAFKA_PORT": str(self.ports["HOST"]), **(environ or {})}
         text = VARIABLE.sub(lambda it: environ.get(it["name"]) or it["default"] or "", file.read_text())
@@ -159,7 +159,7 @@ class Compose:
         for there in ("kafka:19092", "localhost:19092"):
             text = text.replace(there, f"{HOST}:{ports['INTERNAL']}")
         text = text.replace("localhost:9093", f"{HOST}:{ports['CONTROLLER']}")
-        text = text.replace("127.0.0.1:8080", f"{HOST}:{ports['HTTP']}")
+        for there, port in (("8080", str(ports["HTTP"])), ("8090", str(ports["STATS"]))):
+            text = port if text == there else text.replace(f"127.0.0.1:{there}", f"{HOST}:{port}")
         # Each container has a /tmp of its own.
-        text = text.replace("/tmp/applied", f"{self._directory}/applied")  # noqa: S108 - what the file says
-        return str(ports["HTTP"]) if text == "8080" else text
+        return text.replace("/tmp/applied", f"{self._directory}/applied")  # noqa: S108 - what the file says

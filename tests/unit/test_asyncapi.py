@@ -232,7 +232,9 @@ OURS = ["result", "results", "deadLetter", "batchMetrics", "resultHeaders", "in-
 
 
 @given(
-    tasks=st.dictionaries(NAMES | st.sampled_from(OURS), st.sampled_from(["full", "result"]), min_size=1, max_size=4),
+    tasks=st.dictionaries(
+        NAMES | st.sampled_from(OURS), st.sampled_from(["full", "result", "none"]), min_size=1, max_size=4
+    ),
     make=st.sampled_from([lambda task: f"in.{task}", lambda task: task, lambda task: f"{task}-value"]),
 )
 def test_no_name_of_a_task_or_topic_takes_the_place_of_another(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streamproc.cli import root
 from streamproc.observe.status import CircuitStatus
+from tests.support.commands import Streamproc, in_this_process
 from tests.support.sidecars import answering, write_settings
 
-Streamproc = Callable[..., tuple[int, str, str]]
 CLOSED = CircuitStatus(bad=3, decided=1_200, openings=2).model_dump(mode="json")
 OPEN = CircuitStatus(
     state="open", bad=812, decided=1_000, openings=1, closes_in_s=43.2, reason="812 of the last 1,000 records failed"
@@ -27,14 +25,7 @@ def streamproc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     # Whatever stands in the way to the world, this machine is asked directly.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            root.command()(args=["circuit", *arguments], prog_name="streamproc")
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, out, err
-
-    return run
+    return in_this_process(capsys, "circuit")
 
 
 def status_of(**circuits: dict[str, Any]) -> tuple[int, bytes]:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from streamproc.cli import root
 from streamproc.cli.positions import Where, parse_where
 from streamproc.errors import BrokerError, InternalError, SettingsError
+from tests.support.commands import Streamproc, in_this_process
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -29,8 +29,6 @@ COMMANDS = [
     ["config", "show"],
 ]
 
-Streamproc = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def streamproc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Streamproc:
@@ -39,14 +37,7 @@ def streamproc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     # --debug sets it for the processes that a command starts; undone with the fixture.
     monkeypatch.setenv(root.DEBUG_VARIABLE, "")
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            root.command()(args=list(arguments), prog_name="streamproc")
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, out, err
-
-    return run
+    return in_this_process(capsys)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from streamproc.cli import root
 from streamproc.observe.status import EXAMPLE
+from tests.support.commands import in_this_process
 from tests.support.sidecars import answering, write_settings
 
 assert EXAMPLE.last_reload is not None
@@ -17,11 +17,7 @@ DONE = EXAMPLE.last_reload.model_dump_json().encode()
 
 def reload(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and error."""
-    with pytest.raises(SystemExit) as caught:
-        root.command()(args=["reload", *arguments], prog_name="streamproc")
-    out, err = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, out, err
+    return in_this_process(capsys, "reload")(*arguments)
 
 
 def test_the_new_version_is_told(

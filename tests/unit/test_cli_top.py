@@ -9,19 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from streamproc.cli import root, top
+from streamproc.cli import top
 from streamproc.observe.status import EXAMPLE
 from tests.support.asyncs import wait_until
-from tests.support.commands import clean_environment
+from tests.support.commands import Streamproc, clean_environment, in_this_process
 from tests.support.sidecars import answering, write_settings
 from tests.support.terminals import Terminal
 
-Streamproc = Callable[..., tuple[int, str, str]]
 STATUS = {"/status": (200, EXAMPLE.model_dump_json(by_alias=True).encode())}
 OFTEN = ("--interval-s", "0.1")
 
@@ -30,14 +28,7 @@ OFTEN = ("--interval-s", "0.1")
 def streamproc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Streamproc:
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            root.command()(args=["top", *OFTEN, *arguments], prog_name="streamproc")
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, out, err
-
-    return run
+    return in_this_process(capsys, "top", *OFTEN)
 
 
 def test_one_frame_is_of_two_readings_of_the_sidecar_that_the_settings_name(streamproc: Streamproc) -> None:

@@ -35,10 +35,10 @@ def names_a_registry(image: str) -> bool:
     return bool(slash) and ("." in first or ":" in first or first == "localhost")
 
 
-def test_it_has_kafka_the_topics_the_processor_prometheus_a_replay_and_grafana(services: dict[str, Any]) -> None:
-    assert set(services) == {"kafka", "topics", "processor", "prometheus", "replay", "grafana"}
+def test_it_has_the_processor_with_all_it_needs_a_replay_and_the_monitoring(services: dict[str, Any]) -> None:
+    assert set(services) == {"kafka", "topics", "processor", "prometheus", "replay", "grafana", "stats"}
     profiles = {name: service["profiles"] for name, service in services.items() if "profiles" in service}
-    assert profiles == {"replay": ["replay"], "grafana": ["monitoring"]}
+    assert profiles == {"replay": ["replay"], "grafana": ["monitoring"], "stats": ["monitoring"]}
 
 
 def test_every_image_has_a_default_and_can_be_another_one(services: dict[str, Any]) -> None:
@@ -122,6 +122,17 @@ def test_what_the_services_reach_each_other_by_fits_together(services: dict[str,
     # The host's port is another one when the variable says so, and clients follow what is advertised.
     (port,) = services["kafka"]["ports"]
     assert port.removeprefix("127.0.0.1:").rpartition(":")[0] in advertised["HOST"]
+
+
+def test_the_statistics_listen_where_they_are_asked_and_read_the_settings_of_the_processor(
+    services: dict[str, Any],
+) -> None:
+    stats = services["stats"]
+    port = stats["environment"]["STREAMPROC_STATS__PORT"]
+    assert stats["environment"]["STREAMPROC_STATS__HOST"] == "0.0.0.0"  # noqa: S104  # a container's own network
+    assert f":{port}/readyz" in stats["healthcheck"]["test"][-1]
+    assert stats["ports"] == [f"127.0.0.1:${{STREAMPROC_STATS_PORT:-{port}}}:{port}"]
+    assert stats["command"] == ["stats", *services["processor"]["command"][1:]]
 
 
 def test_prometheus_scrapes_the_processor_where_it_listens(services: dict[str, Any]) -> None:

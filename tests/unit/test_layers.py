@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "errors": set[str](),
     "records": set[str](),
     "yaml_lines": {"errors"},
+    "certificates": {"errors"},
     "settings": BASE,
     "settings_loading": {*BASE, "settings", "yaml_lines"},
     "logger": {"errors"},
@@ -26,10 +27,10 @@ MAY_IMPORT = {
     "utils": {"backend"},
     "backend": {*BASE, "logger", "yaml_lines"},
     "loaders": {*BASE, "backend", "logger"},
-    "broker": {*BASE, "settings", "yaml_lines"},
+    "broker": {*BASE, "settings", "yaml_lines", "certificates"},
     "asyncapi": {*BASE, "settings", "broker"},
     "formats": {"errors", "backend"},
-    "observe": {*BASE, "settings"},
+    "observe": {*BASE, "settings", "certificates"},
     "testing": {
         *BASE,
         "settings",
@@ -65,7 +66,7 @@ STAGES = {
     "ledger",
     "requests",
 }
-WIRING = {"task_stream", "processor", "inspection", "reload", "app"}
+WIRING = {"task_stream", "executions", "processor", "inspection", "reload", "app"}
 
 
 def part_of(module: str) -> str:

@@ -132,10 +132,18 @@ def test_a_ratio_is_that_of_the_medians(bare: list[Measured], ours: list[Measure
 
 def test_targets_are_met_at_their_limits_and_missed_beyond() -> None:
     rates = {"bare": 100.0, "streamproc-1": 40.0, "streamproc-2": 65.0, "quixstreams": 26.1, "arroyo": 1.0}
-    rates |= {"arroyo-processes": 6.5, "faust": 7.0, "faststream": 6.0}
-    verdicts = [it.verdict for it in targets(results_of(rates))]
-    assert verdicts == ["met", "met", "met", "missed", "missed", "met"]
-    assert targets(results_of(rates))[1].seen == pytest.approx(10)
+    rates |= {"arroyo-processes": 6.5, "faust": 7.0, "faststream": 6.0, "streamproc-none": 69.0}
+    found = targets(results_of(rates))
+    assert [it.verdict for it in found[:5]] == ["met", "met", "met", "missed", "missed"]
+    assert [it.verdict for it in found[5:-1]] == ["met", "met", "met", "missed", "met"]
+    assert found[-1].verdict == "met"
+    assert found[1].seen == pytest.approx(10)
+
+
+def test_who_writes_no_envelope_has_targets_of_its_own() -> None:
+    found = targets(results_of({"bare": 100.0, "streamproc-none": 70.0}))
+    assert [it.verdict for it in found[5:6]] == ["met"]
+    assert {it.verdict for it in (*found[:5], *found[6:])} == {"not measured"}
 
 
 def test_another_workload_has_no_targets() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import socket
 import subprocess
 import threading
@@ -16,6 +15,7 @@ import pytest
 from streamproc.errors import RegistryError
 from streamproc.formats.registry import PAUSE_S, UNKNOWN_FOR_S, Registry
 from streamproc.formats.values import UnknownSchemaError
+from tests.support.certificates import Authority
 from tests.support.schema_registry import SchemaRegistry
 
 SCHEMA = {"type": "record", "name": "R", "fields": []}
@@ -195,16 +195,22 @@ def test_what_is_no_registry_is_said_to_be_none(
 
 
 def test_tls_is_checked_against_the_authority_that_is_named(tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed, which makes the certificate")
-    key, file = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(file)]
-    subject = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, *subject], check=True, capture_output=True)
-    with SchemaRegistry(certificate=(str(file), str(key))) as server:
+    authority = Authority(tmp_path)
+    signed = authority.sign("registry")
+    with SchemaRegistry(certificate=(str(signed.certificate), str(signed.key))) as server:
         schema_id = server.register("s", "AVRO", SCHEMA)
-        assert Registry(url=server.url, ca_file=str(file)).by_id(schema_id).id == schema_id
+        assert Registry(url=server.url, ca_file=str(authority.certificate)).by_id(schema_id).id == schema_id
         with pytest.raises(RegistryError, match="certificate"):
             Registry(url=server.url).by_id(schema_id)
         with pytest.raises(RegistryError, match="TLS files below schema_registry"):
             Registry(url=server.url, ca_file=str(tmp_path / "nowhere")).by_id(schema_id)
+
+
+def test_a_key_with_a_passphrase_is_refused(tmp_path: Path) -> None:
+    signed = Authority(tmp_path).sign("client")
+    encrypted = tmp_path / "encrypted.key"
+    command = ["openssl", "ec", "-aes256", "-passout", "pass:hunter2", "-in", str(signed.key), "-out", str(encrypted)]
+    subprocess.run(command, check=True, capture_output=True)
+    registry = Registry(url="https://127.0.0.1:1", cert_file=str(signed.certificate), key_file=str(encrypted))
+    with pytest.raises(RegistryError, match="TLS files below schema_registry"):
+        registry.by_id(1)

@@ -79,8 +79,15 @@ class Predicting(StubView):
         return Prediction([self.failures.get(index, value) for index, value in enumerate(values)], [METRICS], 1.25)
 
 
-def an_app(view: Predicting | None = None, *, token: str | None = None) -> FastAPI:
-    return create_app(view or Predicting(), Metrics(), HttpSettings(), inputs=lambda: INPUTS, token=token)
+def an_app(view: Predicting | None = None, *, token: str | None = None, predict_token: str | None = None) -> FastAPI:
+    return create_app(
+        view or Predicting(),
+        Metrics(),
+        HttpSettings(),
+        inputs=lambda: INPUTS,
+        token=token,
+        predict_token=predict_token,
+    )
 
 
 def post(
@@ -270,26 +277,13 @@ def test_with_a_token_only_who_sends_it_is_answered_whatever_the_host(authorizat
 
 def test_the_token_for_predictions_is_good_for_those_and_for_no_change() -> None:
     for_all, for_predictions = "Bearer hunter2", "Bearer hunter3"
-    both = create_app(
-        Predicting(),
-        Metrics(),
-        HttpSettings(),
-        inputs=lambda: INPUTS,
-        token="hunter2",  # noqa: S106 - a test
-        predict_token="hunter3",  # noqa: S106 - as above
-    )
+    both = an_app(token="hunter2", predict_token="hunter3")  # noqa: S106 - a test
     circuit = "/tasks/text/circuit/open"
     for authorization, predicts, changes in ((for_all, 200, 200), (for_predictions, 200, 401), ("Bearer x", 401, 401)):
         asked = {"host": "10.0.0.7", "authorization": authorization}
         assert post(both, b"{}", **asked).status_code == predicts
         assert post(both, b"", path=circuit, **asked).status_code == changes
-    alone = create_app(
-        Predicting(),
-        Metrics(),
-        HttpSettings(),
-        inputs=lambda: INPUTS,
-        predict_token="hunter3",  # noqa: S106 - as above
-    )
+    alone = an_app(predict_token="hunter3")  # noqa: S106 - a test
     assert post(alone, b"{}", host="10.0.0.7", authorization=for_predictions).status_code == 200
     assert post(alone, b"{}", host="10.0.0.7").status_code == 401
     assert get(alone, "/openapi.json").json()["paths"][PATH]["post"]["security"] == [{"token": []}]

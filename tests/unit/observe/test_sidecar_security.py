@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,7 +17,6 @@ from unittest.mock import Mock
 import httpx
 import pytest
 
-from streamproc.cli import root
 from streamproc.errors import SettingsError
 from streamproc.observe.health import ProcessorView
 from streamproc.observe.http import create_app
@@ -30,9 +29,8 @@ from streamproc.settings import HttpSettings, Settings
 from streamproc.testing import MemoryBroker
 from tests.support.asyncs import wait_until
 from tests.support.certificates import Authority, Signed
+from tests.support.commands import Streamproc, in_this_process
 from tests.support.sidecars import write_settings
-
-Streamproc = Callable[..., tuple[int, str, str]]
 
 
 def an_app() -> Any:
@@ -79,14 +77,7 @@ def authority(tmp_path: Path) -> Authority:
 def streamproc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Streamproc:
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            root.command()(args=list(arguments), prog_name="streamproc")
-        out, err = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, out, err
-
-    return run
+    return in_this_process(capsys)
 
 
 # -- TLS

@@ -179,6 +179,19 @@ def test_a_window_closes_by_padded_length_and_by_memory() -> None:
         assert it.full() == rule_name
 
 
+@pytest.mark.parametrize("strategy", [it for it in STRATEGIES if it != "fifo"])
+def test_behind_a_busy_worker_a_batch_is_queued_once_some_others_wait_behind_it(strategy: str) -> None:
+    """A worker that has nothing queued stands still from its answer until the next batch is there."""
+    it = measured(strategy=strategy, max_size=10, max_padded=None)
+    lengths = [50 * 2**power for power in range(8)] * 5
+    it.add(of_lengths(0, lengths[:39]))
+    assert it.full() is None
+    it.add(of_lengths(39, lengths[39:]))
+    assert it.full() == "size"
+    assert it.take(0.0, "size").size
+    assert it.full() is None
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_free_worker_gets_a_batch_at_the_knee(strategy: str) -> None:
     """h(1000) is 4.02 ms, so that 24 records make 5 ms a twentieth."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streamproc.records import BatchReport, Cause, Failure, TopicPartition
 from streamproc.runtime.codec import shorten
-from streamproc.runtime.envelopes import dead_letter_row, result_row, row_bytes
+from streamproc.runtime.envelopes import dead_letter_row, result_rows, row_bytes
 from tests.support.spans import FakeRecord, batch, lease, span
 
 REPORT = BatchReport(batch([span(lease(), 0, 1)], attempt=4), worker=2, metrics=b"{}", attempts=4)
@@ -38,12 +38,27 @@ def test_a_dead_letter_says_why_where_and_after_how_many_attempts() -> None:
 
 
 def test_a_result_alone_has_the_facts_of_the_envelope_in_its_headers() -> None:
-    names = [name for name, _ in result_row(PARTITION, RECORD, b"{}", REPORT)[3]]
-    assert "streamproc-backend-version" not in names, "where the settings have none"
+    later = FakeRecord(offset=9, timestamp=17)
+    ((_, key, value, told), second) = result_rows(PARTITION, [RECORD, later], [b"{}", b"[]"], REPORT)
+    assert (key, value, dict(told)) == (
+        b"k",
+        b"{}",
+        {
+            "theirs": b"1",
+            "streamproc-source-topic": b"in",
+            "streamproc-source-partition": b"0",
+            "streamproc-source-offset": b"7",
+            "streamproc-source-timestamp": b"%d" % RECORD.timestamp,
+            "streamproc-task": b"text",
+            "streamproc-metrics": b"{}",
+        },
+    )
+    found = dict(second[3])
+    assert (second[2], found["streamproc-source-offset"], found["streamproc-source-timestamp"]) == (b"[]", b"9", b"17")
     versioned = BatchReport(REPORT.batch, 2, b"{}", 4, backend_version="2024-05")
-    found = dict(result_row(PARTITION, RECORD, b"{}", versioned)[3])
-    assert found["streamproc-backend-version"] == b"2024-05"
-    assert list(found)[-1] == "streamproc-metrics", "by which a result is told from a dead letter that it once was"
+    ((_, _, _, told),) = result_rows(PARTITION, [RECORD], [b"{}"], versioned)
+    assert dict(told)["streamproc-backend-version"] == b"2024-05"
+    assert told[-1][0] == "streamproc-metrics", "by which a result is told from a dead letter that it once was"
 
 
 def test_a_record_that_the_backend_never_saw_was_attempted_once() -> None:

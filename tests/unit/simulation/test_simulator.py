@@ -62,6 +62,13 @@ def test_a_full_batch_queues_behind_one_that_runs_and_others_grow() -> None:
     assert it.latencies_s[8:] == pytest.approx([0.018 + 0.007 - 0.001, 0.018 + 0.007 - 0.017])
 
 
+def test_a_batch_that_was_queued_begins_at_once_and_one_that_was_not_is_on_its_way_for_a_while() -> None:
+    stream = Stream([0.0] * 8 + [1.0], [100] * 9)
+    it = simulate({"task": (stream, batcher())}, Workers(COST, handover_ms=2.0))["task"]
+    assert it.latencies_s == pytest.approx([0.011] * 4 + [0.020] * 4 + [0.018])
+    assert it.worker_ms == pytest.approx(9 + 9 + 6), "what it waits it does not compute"
+
+
 def test_what_has_no_room_in_flight_waits_in_kafka_and_is_backlog() -> None:
     it = run(at_once([10] * 7), batcher(), max_in_flight=3)
     assert it.closed_by == {"backlog": 2, "wait": 1}

@@ -40,6 +40,16 @@ class Held(dict[str, Any]):
         pass
 
 
+def group(generation: int, *, is_whole: bool) -> SimpleNamespace:
+    """Faust, as far as it is asked here: ``is_whole`` once the group has its partitions, and their tables."""
+    return SimpleNamespace(
+        rebalancing=not is_whole,
+        tables=SimpleNamespace(actives_ready=is_whole),
+        consumer_generation_id=generation,
+        consumer=SimpleNamespace(assignment=set),
+    )
+
+
 def made(faust: SimpleNamespace) -> tuple[StatsApp, Windows]:
     """Statistics over a table in memory, in a Faust that is as it is told."""
     raw = {"name": "app", "backend": {"path": "a:B"}, "tasks": {"main": {"input": {"topics": ["in"]}}}}
@@ -54,12 +64,7 @@ def test_records_that_come_before_their_tables_wait_for_them(monkeypatch: Any) -
     monkeypatch.setattr(stats_app, "SHARED_OUT_S", 0.001)
 
     async def test() -> None:
-        faust = SimpleNamespace(
-            rebalancing=True,
-            tables=SimpleNamespace(actives_ready=False),
-            consumer_generation_id=2,
-            consumer=SimpleNamespace(assignment=set),
-        )
+        faust = group(2, is_whole=False)
         it, windows = made(faust)
         messages = [Message(0, 2), Message(1, 2)]
         taking = asyncio.ensure_future(it._take("m", messages))
@@ -80,12 +85,7 @@ def test_records_that_come_before_their_tables_wait_for_them(monkeypatch: Any) -
 
 def test_what_was_read_before_the_group_was_shared_out_anew_is_left_to_be_read_again() -> None:
     async def test() -> None:
-        faust = SimpleNamespace(
-            rebalancing=False,
-            tables=SimpleNamespace(actives_ready=True),
-            consumer_generation_id=3,
-            consumer=SimpleNamespace(assignment=set),
-        )
+        faust = group(3, is_whole=True)
         it, windows = made(faust)
         before, again = [Message(5, 2), Message(6, 2)], [Message(4, 3), Message(5, 3), Message(6, 3)]
         await it._take("m", before)
