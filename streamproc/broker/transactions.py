@@ -33,7 +33,7 @@ from aiokafka.protocol.transaction import (
 from streamproc.broker.interface import Membership
 from streamproc.broker.privileges import Privilege
 from streamproc.broker.transaction_requests import TxnOffsetCommitRequest
-from streamproc.broker.translation import rejected, translate
+from streamproc.broker.translation import brief, rejected, translate
 from streamproc.errors import BrokerError, SettingsError, TransactionAbortedError
 from streamproc.records import TopicPartition
 from streamproc.settings import KafkaSettings
@@ -220,7 +220,7 @@ def aborted(doing: str, settings: KafkaSettings, error: BaseException) -> Transa
     """The error for a transaction that cannot go on."""
     return TransactionAbortedError(
         f"could not {doing}: Kafka at {settings.bootstrap_servers} has ended the transaction, or did not answer in "
-        f"time ({error}); nothing of it is visible, and its records are processed again",
+        f"time ({brief(error)}); nothing of it is visible, and its records are processed again",
         bootstrap_servers=settings.bootstrap_servers,
     )
 

@@ -58,6 +58,12 @@ _SILENT = (
     OSError,
 )
 
+_UNFINISHED = (
+    "an earlier transaction has not ended yet, which takes a leader and min.insync.replicas replicas in sync of every "
+    "partition that it wrote to; see `kafka-topics.sh --describe --under-min-isr-partitions`"
+)
+"""What Kafka's "concurrent transactions" means where it lasts: an id has one transaction after the other."""
+
 _LIKE = 0.8
 """Above the likeness of a topic and its `.dead` or `.results`, which are missing because nobody has created them."""
 
@@ -74,6 +80,8 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 def brief(error: BaseException) -> str:
     """An error in a few words, without aiokafka's prefixes; its type's name where it says nothing."""
+    if isinstance(error, kafka.ConcurrentTransactions):
+        return _UNFINISHED
     text = str(error).strip()
     kind = type(error).__name__
     if isinstance(error, kafka.BrokerResponseError):

@@ -227,10 +227,18 @@ def test_of_several_partitions_the_one_that_was_the_reason_is_told() -> None:
 
 
 def test_a_coordinator_that_never_gets_ready_ends_the_transaction_when_its_time_is_over() -> None:
-    cluster = Cluster(AddOffsetsToTxn=[51] * 100)
+    cluster = Cluster(AddOffsetsToTxn=[15] * 100)
     with pytest.raises(TransactionAbortedError):
         asyncio.run(short(cluster).commit(OFFSETS, MEMBER))
     assert cluster.kinds() == ["AddOffsetsToTxn"] * len(cluster.asked)
+
+
+def test_a_transaction_that_waits_for_the_end_of_the_last_one_says_what_that_one_waits_for() -> None:
+    cluster = Cluster(InitProducerId=[51] * 100, AddOffsetsToTxn=[51] * 100)
+    with pytest.raises(BrokerError, match=r"earlier transaction .* min\.insync\.replicas"):
+        asyncio.run(short(cluster).begin_epoch())
+    with pytest.raises(TransactionAbortedError, match=r"earlier transaction .* min\.insync\.replicas"):
+        asyncio.run(short(cluster).commit(OFFSETS, MEMBER))
 
 
 def test_an_answer_that_does_not_come_ends_the_transaction_when_its_time_is_over() -> None:
