@@ -235,14 +235,14 @@ TWENTY = ["compute"] * 2 + ["raise", "die", "allocate"] * 6
 class Killer:
     """Kills workers at random, as an operator would with kill -9.
 
-    What hits a record twice while it stands alone passes for the record's own fault. So of the workers that are at
-    something long, which mostly is a record that computes without end, it takes the first and spares the others.
+    What hits a record twice while it stands alone passes for the record's own fault. So of the workers that are at one
+    record, or at something long, it takes the first and spares the others.
     """
 
     def __init__(self, app: App, rng: random.Random) -> None:
         self._app = app
         self._rng = rng
-        self._took_a_long_one = False
+        self._took_a_lone_one = False
         self._next = time.monotonic()
         self.kills = 0
 
@@ -253,10 +253,10 @@ class Killer:
         worker = self._rng.choice(status["workers"])
         if worker["pid"] is None:
             return
-        if (worker["running_batch_ms"] or 0) > 100:
-            if self._took_a_long_one:
+        if worker["running_records"] == 1 or (worker["running_batch_ms"] or 0) > 100:
+            if self._took_a_lone_one:
                 return
-            self._took_a_long_one = True
+            self._took_a_lone_one = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker["pid"], signal.SIGKILL)
             self.kills += 1
