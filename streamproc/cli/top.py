@@ -66,8 +66,9 @@ def top(
 ) -> None:
     """Watch running processors: throughput, lag, batches, workers and what they are doing; q or Ctrl-C ends.
 
-    Rates and means are of the last five seconds; what was given up is counted since the start of the process. A
-    replica that goes away is shown as lost until it is back. Elsewhere than on a terminal, frames are plain text.
+    Rates, means and quantiles are of the last five seconds; what was given up is counted since the start of the
+    process. A replica that goes away is shown as lost until it is back. Elsewhere than on a terminal, frames are plain
+    text.
     """
     urls = list(dict.fromkeys(sidecar_url(it, config) for it in (url or (None,))))
     watch = _Watch(urls, sidecar_token(token_file, config, from_settings=not url), interval_s, once=once)

@@ -155,7 +155,9 @@ def _flow(tasks: dict[str, TaskFigures], width: int) -> Iterable[Text]:
         _Column("results/s"),
         _Column("lag"),
         _Column("behind", spare=2),
-        _Column("in flight", spare=3),
+        _Column("p50", spare=5),
+        _Column("p99", spare=3),
+        _Column("in flight", spare=4),
     )
     rows = [
         (
@@ -166,6 +168,8 @@ def _flow(tasks: dict[str, TaskFigures], width: int) -> Iterable[Text]:
             _text(_rate(it.results_per_s)),
             _text(_count(it.lag_records)),
             _text(_time(it.lag_seconds)),
+            _text(_milliseconds(it.latency_p50_ms)),
+            _text(_milliseconds(it.latency_p99_ms)),
             _text(_count(it.in_flight_records)),
         )
         for name, it in tasks.items()

@@ -13,10 +13,18 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from streamproc.observe.status import BatchTotals, Observed, ProcessorStatus, RecordCounts, TaskStatus, WorkerStatus
+from streamproc.observe.status import (
+    BatchTotals,
+    Observed,
+    ProcessorStatus,
+    RecordCounts,
+    TaskStatus,
+    WorkerStatus,
+    quantile,
+)
 
 RATES_S = 5.0
-"""Rates and means are of so many seconds, or of the time between the last two statuses where that is longer."""
+"""Rates, means and quantiles are of so many seconds, or of the time between the last two statuses if that is longer."""
 MAX_TREND = 600
 _ZERO = (0, 0.0)
 
@@ -30,6 +38,8 @@ class Growth:
     results: int
     batches: dict[str, tuple[int, float]]
     """By the names of ``BatchTotals``, and ``step NAME`` for its steps: how many were added, and their sum."""
+    latency_ms: list[tuple[float, float | None, int]]
+    """By the buckets of ``Spread``: how many were added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,9 @@ class TaskFigures:
     lag_records: int | None
     lag_seconds: float | None
     """Of the partition that is furthest behind."""
+    latency_p50_ms: float | None
+    """Of the records that were acknowledged in the last seconds, from their arrival in the processor on."""
+    latency_p99_ms: float | None
     in_flight_records: int
     batches_per_s: float | None
     batch_records: float | None
@@ -180,6 +193,7 @@ class History:
 def growth(before: TaskStatus | None, after: TaskStatus, elapsed_s: float) -> Growth:
     """What was added to a task's counters, ``before`` being None where all were at zero."""
     counts, totals = (RecordCounts(), BatchTotals()) if before is None else (before.counts, before.batches)
+    held = {} if before is None else {(above, up_to): count for above, up_to, count in before.latency_ms.buckets}
     earlier = _observations(totals)
     return Growth(
         elapsed_s=elapsed_s,
@@ -190,6 +204,9 @@ def growth(before: TaskStatus | None, after: TaskStatus, elapsed_s: float) -> Gr
             for name, observed in _observations(after.batches).items()
             for since in [(earlier[name].count, earlier[name].sum) if name in earlier else _ZERO]
         },
+        latency_ms=[
+            (above, up_to, count - held.get((above, up_to), 0)) for above, up_to, count in after.latency_ms.buckets
+        ],
     )
 
 
@@ -202,6 +219,7 @@ def figures(task: Sequence[tuple[TaskStatus, Growth | None]]) -> TaskFigures:
         for name, (count, sum_) in it.batches.items():
             before = added.get(name, _ZERO)
             added[name] = (before[0] + count, before[1] + sum_)
+    latencies_ms = [bucket for it in growths for bucket in it.latency_ms]
     means = {name: sum_ / count for name, (count, sum_) in added.items() if count > 0}
     lags = [it.lag_records for status in statuses for it in status.partitions if it.lag_records is not None]
     behind = [it.lag_seconds for status in statuses for it in status.partitions if it.lag_seconds is not None]
@@ -219,6 +237,8 @@ def figures(task: Sequence[tuple[TaskStatus, Growth | None]]) -> TaskFigures:
         results_per_s=_sum(it.results / it.elapsed_s for it in growths),
         lag_records=sum(lags) if lags else None,
         lag_seconds=max(behind, default=None),
+        latency_p50_ms=quantile(latencies_ms, 0.5),
+        latency_p99_ms=quantile(latencies_ms, 0.99),
         in_flight_records=sum(it.in_flight_records for it in statuses),
         batches_per_s=_sum(it.batches["size"][0] / it.elapsed_s for it in growths),
         batch_records=means.get("size"),

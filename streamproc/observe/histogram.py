@@ -7,9 +7,10 @@ event loop's thread, which also serves ``/metrics``.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -39,6 +40,13 @@ class Histogram:
     def sum(self) -> float:
         """The observed values together."""
         return self._sum
+
+    def held(self) -> list[tuple[float, float, int]]:
+        """Of each bucket that holds values: above what they are, up to what, and how many."""
+        bounds = (0.0, *self._bounds, math.inf)
+        return [
+            (above, up_to, count) for (above, up_to), count in zip(pairwise(bounds), self._counts, strict=True) if count
+        ]
 
     def cumulative(self) -> list[int]:
         """For each upper bound, and for infinity, how many values were not above it."""

@@ -118,6 +118,15 @@ def _records() -> tuple[MetricSpec, ...]:
         ),
         _spec(
             group,
+            "histogram",
+            "record_latency_seconds",
+            "Time from a record's arrival in the processor until Kafka has acknowledged what became of it, of every "
+            "record; of one that is dropped, until that is decided.",
+            "task",
+            unit="seconds",
+        ),
+        _spec(
+            group,
             "counter",
             "records_target_total",
             "Records that a worker answered within batch.target_latency_ms of their arrival in the processor, and "

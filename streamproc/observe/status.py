@@ -5,6 +5,8 @@ Times are milliseconds or seconds as the names say; ``None`` means not known yet
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
@@ -132,6 +134,35 @@ class Observed(StatusModel):
     sum: float = 0.0
 
 
+class Spread(Observed):
+    """Values since the start of the process, by size. Between two readings, quantiles are of the buckets' growth."""
+
+    buckets: list[tuple[float, float | None, int]] = Field(default_factory=list)
+    """Above what values are, up to what (null: no limit), and how many; only of buckets that hold some."""
+    p50: float | None = None
+    """What half of them do not exceed, as near as the buckets tell."""
+    p99: float | None = None
+
+
+def quantile(buckets: Iterable[tuple[float, float | None, int]], share: float) -> float | None:
+    """What this share of the values in some buckets does not exceed; None where there are none.
+
+    The values of a bucket are taken to be spread evenly, as in Prometheus's ``histogram_quantile``; those without a
+    limit to be at its lower bound. A bucket may come more than once, as it does from several replicas.
+    """
+    held: Counter[tuple[float, float | None]] = Counter()
+    for above, up_to, count in buckets:
+        held[above, up_to] += count
+    rank, value = share * held.total(), None
+    for (above, up_to), count in sorted(held.items(), key=lambda it: it[0][0]):
+        if count > 0:
+            value = above if up_to is None else above + (up_to - above) * min(rank / count, 1.0)
+            if rank <= count:
+                break
+            rank -= count
+    return value
+
+
 class BatchTotals(StatusModel):
     """Batches since the start of the process, executions beyond the first included."""
 
@@ -209,6 +240,8 @@ class TaskStatus(StatusModel):
     """Records whose lengths are not known yet; they go to the window once they are."""
     window: WindowStatus = WindowStatus()
     counts: RecordCounts = RecordCounts()
+    latency_ms: Spread = Spread()
+    """From a record's arrival in the processor until Kafka has acknowledged what became of it."""
     requests: RequestStatus = RequestStatus()
     last_batch: LastBatch | None = None
     cost: CostStatus | None = None
@@ -313,6 +346,9 @@ EXAMPLE = ProcessorStatus(
             in_flight_bytes=16_384,
             window=WindowStatus(size=12, age_ms=3.1),
             counts=RecordCounts(taken=4224, results=4095, dead=1),
+            latency_ms=Spread(
+                count=4096, sum=57_344.0, buckets=[(10.0, 15.0, 3072), (15.0, 20.0, 1024)], p50=13.333, p99=19.8
+            ),
             last_batch=LastBatch(
                 id=66, size=64, fill=1.0, closed_by="size", attempts=1, worker=0, wait_ms=1.2, wall_ms=12.9
             ),

@@ -675,6 +675,7 @@ class TaskStream:
         if self._tracing is not None:
             self._tracing.settled(span)
         if self.ledger.settle(span):
+            self._metrics.record_latency.observe(self._clock() - span.arrived_at, len(span.records))
             self._settled.set()
             self.source.relieved()
             if crowded and not self.crowded:

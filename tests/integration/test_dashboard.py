@@ -136,6 +136,8 @@ def test_everything_of_a_status_is_on_the_page_with_units() -> None:
             await expect(page.locator("#lag-seconds")).to_have_text("50 ms")
             await expect(page.locator("#in-flight")).to_have_text("128 records")
             await expect(page.locator("#rate-out")).to_have_text("unknown")
+            latency = page.get_by_role("region", name="Task text", exact=True).locator("[data-part=latency]")
+            await expect(latency).to_have_text("13.3 ms, p99 19.8 ms")
             busy = "64 records of text, for 8.3 ms"
             await shows(page, "worker 0", "busy", busy, "4711", "66", "212 MiB", "0")
             await shows(page, "measuring", "ready", "lengths of records", "99", "none", "unknown", "2")
@@ -161,10 +163,17 @@ def test_everything_of_a_status_is_on_the_page_with_units() -> None:
                     "batches": BatchTotals(
                         fill=Observed(count=20, sum=14), steps_ms={"execute": Observed(count=20, sum=1_120.5)}
                     ),
+                    "latency_ms": begun.latency_ms.model_copy(
+                        update={
+                            "count": begun.latency_ms.count + 100,
+                            "buckets": [*begun.latency_ms.buckets, (20.0, 30.0, 50), (600_000.0, None, 50)],
+                        }
+                    ),
                 }
             )
             site.status = status_of(later, uptime_s=EXAMPLE.uptime_s + 5)
             await expect(page.locator("#rate-out")).to_have_text("1,200/s")
+            await expect(latency).to_have_text("30 ms, p99 10 min 0 s")
             await shows(page, "fill", "90 %", "70 %")
             await shows(page, "execute", "100 ms", "56 ms", "100 %")
             chart = page.get_by_role("img", name="Results: 1,200/s now, 1,200/s at most in the last 5 s")

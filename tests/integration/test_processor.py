@@ -105,6 +105,26 @@ def test_everything_is_delivered_once_and_committed() -> None:
     run(test)
 
 
+def test_how_long_a_record_took_is_known_once_what_became_of_it_is_acknowledged() -> None:
+    async def test() -> None:
+        broker = make_broker()
+        async with processing(broker) as processor:
+            with broker.acknowledgements_held():
+                put(broker, 20)
+                put(broker, 1, start=20, do="raise")
+                await until(lambda: processor.tasks["main"].ledger.in_flight_records == 21, "they are read")
+                assert processor.status().tasks["main"].latency_ms.count == 0
+            await all_committed(broker, 21)
+            latency = processor.status().tasks["main"].latency_ms
+            assert latency.count == sum(count for *_, count in latency.buckets) == 21
+            assert latency.p50 is not None
+            assert latency.p99 is not None
+            assert 0 < latency.p50 <= latency.p99
+        assert len(broker.records("in.dead")) == 1
+
+    run(test)
+
+
 def test_gaps_in_the_offsets_are_committed_over() -> None:
     async def test() -> None:
         broker = make_broker()

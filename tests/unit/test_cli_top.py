@@ -39,7 +39,7 @@ def test_one_frame_is_of_two_readings_of_the_sidecar_that_the_settings_name(stre
     assert [request for request, _ in asked] == ["GET /status"] * 2
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0] == f"sentiment ready up 61.5 s generation 2 backend 2024-05 http://127.0.0.1:{port}"
-    assert "text running closed 0 0 130 50 ms 128" in lines
+    assert "text running closed 0 0 130 50 ms - - 128" in lines
     assert "text: given up: 1 invalid" in lines
     assert "0 4711 busy 64 of text 8.3 ms 66 212 MiB 0" in lines
     assert "\x1b" not in out

@@ -99,6 +99,26 @@ def test_means_are_of_the_batches_in_between_and_of_none_where_there_were_none()
     assert seen.wait_ms is None
 
 
+def test_quantiles_are_of_the_records_in_between_of_all_replicas() -> None:
+    was = EXAMPLE.tasks["text"]
+    (bucket, *_) = was.latency_ms.buckets
+    buckets = [(*bucket[:2], bucket[2] + 3), *was.latency_ms.buckets[1:], (100.0, 200.0, 1)]
+    latency = was.latency_ms.model_copy(update={"count": was.latency_ms.count + 4, "buckets": buckets})
+    later = EXAMPLE.model_copy(update={"tasks": {"text": was.model_copy(update={"latency_ms": latency})}})
+    assert shown((0.0, EXAMPLE)).tasks["text"].latency_p99_ms is None
+    assert shown((0.0, EXAMPLE), (1.0, EXAMPLE)).tasks["text"].latency_p99_ms is None
+    text = shown((0.0, EXAMPLE), (1.0, later)).tasks["text"]
+    assert text.latency_p50_ms == pytest.approx(10 + 5 * 2 / 3)
+    assert text.latency_p99_ms == pytest.approx(196.0)
+    history = History([URL, OTHER])
+    for url, status in ((URL, later), (OTHER, EXAMPLE)):
+        history.add(url, EXAMPLE, 0.0)
+        history.add(url, status, 1.0)
+    seen = history.next_frame(1.0)
+    assert seen.tasks["text"].latency_p99_ms == pytest.approx(196.0)
+    assert "196 ms" in text_of(seen, width=120)
+
+
 def test_a_process_that_was_started_anew_is_counted_from_its_start() -> None:
     seen = shown((0.0, EXAMPLE), (10.0, started_anew(4.0, results=100)))
     assert seen.results_per_s == 25.0

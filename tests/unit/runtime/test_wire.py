@@ -8,6 +8,7 @@ import sys
 import threading
 import tracemalloc
 from array import array
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -37,11 +38,13 @@ values = st.lists(st.one_of(st.none(), st.binary(max_size=300)), min_size=1, max
 @given(values=values, data=st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_batch_body_makes_the_round_trip(values: list[bytes | None], data: st.DataObject) -> None:
+    count = len(values)
+    # Those of a span rise, as they do in a partition; near each other or not.
+    gaps = st.one_of(st.just(1), st.integers(1, 3), st.integers(1, 2**57))
+    offsets = list(accumulate(data.draw(st.lists(gaps, min_size=count, max_size=count))))
     records = [
-        FakeRecord(
-            offset=data.draw(st.integers(0, 2**62)), value=value, timestamp=data.draw(st.integers(-(2**40), 2**60))
-        )
-        for value in values
+        FakeRecord(offset=offset, value=value, timestamp=data.draw(st.integers(-(2**40), 2**60)))
+        for offset, value in zip(offsets, values, strict=True)
     ]
     cut = data.draw(st.integers(0, len(records)))
     spans = [
