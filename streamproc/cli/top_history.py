@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from streamproc.observe.status import (
     BatchTotals,
+    Bucket,
     Observed,
     ProcessorStatus,
     RecordCounts,
@@ -38,8 +39,8 @@ class Growth:
     results: int
     batches: dict[str, tuple[int, float]]
     """By the names of ``BatchTotals``, and ``step NAME`` for its steps: how many were added, and their sum."""
-    latency_ms: list[tuple[float, float | None, int]]
-    """By the buckets of ``Spread``: how many were added."""
+    latency_ms: list[Bucket]
+    """How many were added to each."""
 
 
 @dataclass(frozen=True, slots=True)

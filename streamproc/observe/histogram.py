@@ -7,10 +7,9 @@ event loop's thread, which also serves ``/metrics``.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Iterable
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -41,12 +40,10 @@ class Histogram:
         """The observed values together."""
         return self._sum
 
-    def held(self) -> list[tuple[float, float, int]]:
-        """Of each bucket that holds values: above what they are, up to what, and how many."""
-        bounds = (0.0, *self._bounds, math.inf)
-        return [
-            (above, up_to, count) for (above, up_to), count in zip(pairwise(bounds), self._counts, strict=True) if count
-        ]
+    def held(self) -> list[tuple[float, float | None, int]]:
+        """Of each bucket that holds values: above what they are, up to what (None: no limit), and how many."""
+        buckets = zip((0.0, *self._bounds), (*self._bounds, None), self._counts, strict=True)
+        return [bucket for bucket in buckets if bucket[2]]
 
     def cumulative(self) -> list[int]:
         """For each upper bound, and for infinity, how many values were not above it."""

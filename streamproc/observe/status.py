@@ -134,17 +134,21 @@ class Observed(StatusModel):
     sum: float = 0.0
 
 
+Bucket = tuple[float, float | None, int]
+"""Above what values are, up to what (None: no limit), and how many."""
+
+
 class Spread(Observed):
     """Values since the start of the process, by size. Between two readings, quantiles are of the buckets' growth."""
 
-    buckets: list[tuple[float, float | None, int]] = Field(default_factory=list)
+    buckets: list[Bucket] = Field(default_factory=list)
     """Above what values are, up to what (null: no limit), and how many; only of buckets that hold some."""
     p50: float | None = None
     """What half of them do not exceed, as near as the buckets tell."""
     p99: float | None = None
 
 
-def quantile(buckets: Iterable[tuple[float, float | None, int]], share: float) -> float | None:
+def quantile(buckets: Iterable[Bucket], share: float) -> float | None:
     """What this share of the values in some buckets does not exceed; None where there are none.
 
     The values of a bucket are taken to be spread evenly, as in Prometheus's ``histogram_quantile``; those without a

@@ -6,7 +6,6 @@ wait while no batch was executed for longer than one may compute, or offsets wai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -265,7 +264,7 @@ class Inspector:
                 dropped=task.counts.dropped,
                 retried=task.counts.retried,
             ),
-            latency_ms=_spread(processor.metrics.task(task.name).record_latency, 1_000),
+            latency_ms=_spread_ms(processor.metrics.task(task.name).record_latency),
             requests=RequestStatus(
                 waiting=len(task.requests), waiting_bytes=task.requests.size_bytes, counts=dict(task.counts.requests)
             ),
@@ -358,13 +357,13 @@ def _observed(histogram: Histogram, scale: float = 1) -> Observed:
     return Observed(count=histogram.count, sum=round(histogram.sum * scale, 6))
 
 
-def _spread(histogram: Histogram, scale: float) -> Spread:
+def _spread_ms(histogram: Histogram) -> Spread:
     buckets = [
-        (round(above * scale, 6), None if up_to == math.inf else round(up_to * scale, 6), count)
+        (round(above * 1_000, 6), None if up_to is None else round(up_to * 1_000, 6), count)
         for above, up_to, count in histogram.held()
     ]
     p50, p99 = (None if (it := quantile(buckets, share)) is None else round(it, 3) for share in (0.5, 0.99))
-    return Spread(count=histogram.count, sum=round(histogram.sum * scale, 6), buckets=buckets, p50=p50, p99=p99)
+    return Spread(**dict(_observed(histogram, 1_000)), buckets=buckets, p50=p50, p99=p99)
 
 
 def _failure(it: GivenUp) -> FailureStatus:
