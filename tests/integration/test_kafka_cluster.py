@@ -44,12 +44,6 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -253,7 +247,7 @@ def test_ports_that_one_process_was_given_no_other_gets_while_it_lives() -> None
 
 @pytest.mark.usefixtures("kafka_available")
 def test_up_leaves_it_running_and_down_ends_it(tmp_path: Path) -> None:
-    port, there = free_port(), ("--dir", str(tmp_path / "kafka"))
+    port, there = free_ports(1)[0], ("--dir", str(tmp_path / "kafka"))
     try:
         up = command("up", *there, "--port", str(port))
         assert (up.returncode, f"127.0.0.1:{port}" in up.stdout) == (0, True), up.stderr
@@ -276,7 +270,7 @@ def test_up_leaves_it_running_and_down_ends_it(tmp_path: Path) -> None:
 def test_in_the_foreground_it_ends_with_its_command(tmp_path: Path, number: signal.Signals) -> None:
     if number == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("only Linux tells a process of its parent's death")
-    port, folder = free_port(), tmp_path / "kafka"
+    port, folder = free_ports(1)[0], tmp_path / "kafka"
     with subprocess.Popen(
         [sys.executable, str(SCRIPT), "run", "--dir", str(folder), "--port", str(port)],
         stdout=subprocess.PIPE,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import socket
 import ssl
 import subprocess
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from deploy.kafka.kafka import SASL_MECHANISMS, SASL_PASSWORD, SASL_USER
+from deploy.kafka.kafka import SASL_MECHANISMS, SASL_PASSWORD, SASL_USER, free_ports
 from streamproc.broker.client import KafkaAdmin, KafkaConsumer, KafkaProducer, probe
 from streamproc.broker.interface import NewTopic
 from streamproc.broker.translation import missing
@@ -30,12 +29,6 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 def settings(address: str, **more: Any) -> KafkaSettings:
     return KafkaSettings(bootstrap_servers=address, **{"connect_timeout_s": 1.0, **more})
-
-
-def free_port() -> int:
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        return int(it.getsockname()[1])
 
 
 @contextlib.asynccontextmanager
@@ -65,7 +58,7 @@ async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
 
 
 def test_an_address_where_nobody_answers_is_given_up_in_time(run: Run) -> None:
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     began = time.monotonic()
     with pytest.raises(BrokerUnreachableError) as caught:
         run(probe(settings(address)))
@@ -117,7 +110,7 @@ def test_topics_that_may_have_been_meant_are_named() -> None:
 
 
 def test_one_server_of_several_is_enough(kafka: str, run: Run) -> None:
-    assert run(probe(settings(f"127.0.0.1:{free_port()},{kafka}", connect_timeout_s=10))).brokers == 1
+    assert run(probe(settings(f"127.0.0.1:{free_ports(1)[0]},{kafka}", connect_timeout_s=10))).brokers == 1
 
 
 def certificate(directory: Path) -> ssl.SSLContext:
@@ -246,7 +239,7 @@ def test_an_advertised_address_where_nobody_answers_is_named(run: Run) -> None:
         return (len(correlation) + len(body)).to_bytes(4, "big") + correlation + body
 
     versions = b"\0\0" + (2).to_bytes(4, "big") + b"\0\x12\0\0\0\0" + b"\0\x03\0\0\0\x01"
-    port = free_port()
+    port = free_ports(1)[0]
     broker = (1).to_bytes(4, "big") + b"\0\x09127.0.0.1" + port.to_bytes(4, "big") + b"\xff\xff"
     metadata = (1).to_bytes(4, "big") + broker + (1).to_bytes(4, "big") + (0).to_bytes(4, "big")
 

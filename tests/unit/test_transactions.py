@@ -227,7 +227,7 @@ def test_of_several_partitions_the_one_that_was_the_reason_is_told() -> None:
 
 
 def test_a_coordinator_that_never_gets_ready_ends_the_transaction_when_its_time_is_over() -> None:
-    cluster = Cluster(AddOffsetsToTxn=[15] * 100)
+    cluster = Cluster(AddOffsetsToTxn=[51] * 100)
     with pytest.raises(TransactionAbortedError):
         asyncio.run(short(cluster).commit(OFFSETS, MEMBER))
     assert cluster.kinds() == ["AddOffsetsToTxn"] * len(cluster.asked)
